@@ -1,0 +1,143 @@
+"""Prism model configuration."""
+
+import math
+from typing import ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class PrismConfig(PreTrainedConfig):
+    r"""
+    Configuration of a Prism model ("PRISM: Deriving the Transformer as a Signal-Denoising Operator via Maximum Coding
+    Rate Reduction", Huang, arXiv 2601.15540).
+
+    Args:
+        vocab_size (`int`, defaults to 50304): number of token embeddings (the GPT-2 vocabulary, padded, as published).
+        hidden_size (`int`, defaults to 512): width d of the residual stream.
+        intermediate_size (`int`, defaults to 2048): width of the MLP's hidden layer.
+        num_hidden_layers (`int`, defaults to 8): number of blocks.
+        num_attention_heads (`int`, defaults to 16): number of ALL heads, signal and noise together.
+        num_signal_heads (`int`, *optional*): number of signal heads, from 1 to `num_attention_heads - 1`; the others
+            are noise heads. Default: half of `num_attention_heads`.
+        dictionary_expansion (`int`, defaults to 2): overcompleteness R of each bank when both have equally many heads.
+        head_dim (`int`, *optional*): width D of a head, `dictionary_expansion * hidden_size / num_signal_heads`. It is
+            derived; a value that contradicts the other sizes is refused.
+        signal_rope_theta (`float`, defaults to 10000 * pi): RoPE base of the signal heads.
+        noise_rope_theta (`float`, defaults to 10000 / pi): RoPE base of the noise heads.
+        noise_coefficient (`float`, defaults to 0.1): lambda, the weight with which noise heads are subtracted. Training
+            raises it from 0.01 to 0.1; a saved model carries the value it was saved with.
+        learned_position_embeddings (`bool`, defaults to `False`): add a learned table of absolute positions to the token
+            embeddings, as the published code does. It confounds what RoPE does, hence off by default.
+        max_position_embeddings (`int`, defaults to 512): training context, and the length of the learned table if any.
+        hidden_act (`str`, defaults to `"gelu"`): activation of the MLP (exact GELU).
+        attention_dropout (`float`, defaults to 0.0): dropout on the attention weights.
+        hidden_dropout (`float`, defaults to 0.0): dropout on the embeddings and on what each sublayer adds.
+        initializer_range (`float`, defaults to 0.02): standard deviation of the initial weights.
+        layer_norm_eps (`float`, defaults to 1e-5): epsilon of the layer norms.
+        tie_word_embeddings (`bool`, defaults to `True`): share the token embeddings with the language-model head.
+        use_cache (`bool`, defaults to `True`): return keys and values for faster decoding.
+
+    Raises:
+        ValueError: sizes that do not divide, an odd head width, `num_signal_heads` out of range, a contradicting
+            `head_dim`, or a RoPE base or `noise_coefficient` that is negative or not finite.
+
+    Example:
+
+    ```python
+    >>> from modeling_prism import PrismConfig, PrismForCausalLM
+
+    >>> config = PrismConfig(vocab_size=4096, hidden_size=192, intermediate_size=768, num_hidden_layers=3)
+    >>> model = PrismForCausalLM(config)
+    ```"""
+
+    model_type = "prism"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    # The dictionary is applied on both sides of the attention, which no column- or row-wise split of one linear layer
+    # expresses: attention is replicated, the MLP is split.
+    base_model_tp_plan = {
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+    base_model_pp_plan = {
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
+    # Saving a config saves this file beside it, so that `trust_remote_code=True` finds the class.
+    _auto_class: ClassVar[str | None] = "AutoConfig"
+
+    vocab_size: int = 50304
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 16
+    num_signal_heads: int | None = None
+    dictionary_expansion: int = 2
+    head_dim: int | None = None
+    signal_rope_theta: float | int = 10000 * math.pi
+    noise_rope_theta: float | int = 10000 / math.pi
+    noise_coefficient: float | int = 0.1
+    learned_position_embeddings: bool = False
+    max_position_embeddings: int = 512
+    hidden_act: str = "gelu"
+    attention_dropout: float | int = 0.0
+    hidden_dropout: float | int = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-5
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.num_signal_heads is None:
+            self.num_signal_heads = self.num_attention_heads // 2
+        # An impossible head count is reported by `validate_architecture`, with the remedy.
+        if self.head_dim is None and self.num_signal_heads > 0:
+            self.head_dim = self.dictionary_expansion * self.hidden_size // self.num_signal_heads
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Part of `@strict`-powered validation: what no single field can say. Raises `ValueError`."""
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "dictionary_expansion"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if not 1 <= self.num_signal_heads <= self.num_attention_heads - 1:
+            raise ValueError(
+                f"`num_signal_heads` must leave at least one head to each bank: got {self.num_signal_heads} of "
+                f"`num_attention_heads`={self.num_attention_heads}; choose a value from 1 to "
+                f"{self.num_attention_heads - 1}, with `num_attention_heads` at least 2."
+            )
+        bank_width = self.dictionary_expansion * self.hidden_size
+        if bank_width % self.num_signal_heads != 0:
+            raise ValueError(
+                f"`num_signal_heads`={self.num_signal_heads} does not divide `dictionary_expansion * hidden_size` = "
+                f"{self.dictionary_expansion} * {self.hidden_size} = {bank_width}; change one of the three."
+            )
+        head_dim = bank_width // self.num_signal_heads
+        if self.head_dim != head_dim:
+            raise ValueError(
+                f"`head_dim`={self.head_dim} contradicts `dictionary_expansion * hidden_size / num_signal_heads` = "
+                f"{head_dim}; leave `head_dim` out, it is derived."
+            )
+        if head_dim % 2 != 0:
+            raise ValueError(
+                f"`head_dim`={head_dim} is odd and cannot be rotated in pairs; choose `hidden_size`, "
+                "`dictionary_expansion` and `num_signal_heads` so that their head width is even."
+            )
+        for name in ("signal_rope_theta", "noise_rope_theta"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"`{name}` must be a finite number above 0, got {getattr(self, name)}.")
+        validate_noise_coefficient(self.noise_coefficient)
+
+
+def validate_noise_coefficient(value: float) -> None:
+    """Refuses a lambda that is negative or not finite with a `ValueError`."""
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"`noise_coefficient` must be a finite number of at least 0, got {value}.")
+
+
+__all__ = ["PrismConfig"]

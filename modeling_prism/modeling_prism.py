@@ -1,0 +1,329 @@
+"""Prism: attention as a step of signal-noise decomposition (Huang, arXiv 2601.15540).
+
+Identical to GPT-NeoX (pre-norm LayerNorm, GELU MLP, full rotary positions, sequential residual) except:
+  - one dictionary U replaces the query, key, value and output matrices: q = k = RoPE(U z), v = U z, out = U^T y;
+  - heads come in two banks with RoPE bases of their own; noise heads are subtracted, weighted by lambda;
+  - no biases; the MLP's output is initialised with a standard deviation smaller by sqrt(2 * layers).
+
+Shapes: B batch, S new tokens, T tokens attended to, d hidden_size, H num_attention_heads (signal heads first),
+D head_dim, M = H * D rows of the dictionary.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.gpt_neox.modeling_gpt_neox import eager_attention_forward
+from transformers.models.llama.modeling_llama import LlamaForCausalLM
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_prism import PrismConfig, validate_noise_coefficient
+
+
+class PrismRotaryEmbedding(nn.Module):
+    """
+    Angles of pi-RoPE: head h turns by `position * theta_h ** (-2 j / D)` in plane j, with one base a bank.
+
+    Angles are computed from the config in fp32 at every call: a stored buffer would be rounded by `model.bfloat16()`,
+    and in bf16 512 positions collapse to 385.
+    """
+
+    def __init__(self, config: PrismConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        num_noise_heads = config.num_attention_heads - config.num_signal_heads
+        self.thetas = [config.signal_rope_theta, config.noise_rope_theta]
+        self.heads_per_bank = [config.num_signal_heads, num_noise_heads]
+
+    @torch.no_grad()
+    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of shape (B or 1, H, S, D / 2), in the dtype of `hidden_states`."""
+        exponents = torch.arange(0, self.head_dim, 2, device=position_ids.device, dtype=torch.float) / self.head_dim
+        banks = [(theta**-exponents).expand(heads, -1) for theta, heads in zip(self.thetas, self.heads_per_bank)]
+        inv_freq = torch.cat(banks)  # (H, D / 2)
+        angles = position_ids[:, None, :, None].float() * inv_freq[:, None, :]
+        return angles.cos().to(hidden_states.dtype), angles.sin().to(hidden_states.dtype)
+
+
+def apply_rotary_pos_emb(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotates `states` (B, H, S, D) in the planes (j, j + D / 2) by the angles of `cos` and `sin` (B, H, S, D / 2)."""
+    first, second = states.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class PrismAttention(nn.Module):
+    """One denoising step: `U^T concat(+ signal heads, - lambda * noise heads) / sqrt(H * R)` (specialised MSSA)."""
+
+    def __init__(self, config: PrismConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_signal_heads = config.num_signal_heads
+        self.scaling = self.head_dim**-0.5
+        self.output_scaling = (config.num_attention_heads * config.dictionary_expansion) ** -0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = True
+
+        self.dictionary = nn.Linear(config.hidden_size, config.num_attention_heads * self.head_dim, bias=False)
+        # +1 for signal heads, -lambda for noise heads. A buffer, so that a new lambda moves with the device and does
+        # not recompile; not saved, because the config is where lambda is kept.
+        self.head_gain = nn.Buffer(torch.ones(config.num_attention_heads), persistent=False)
+        self.set_noise_coefficient(config.noise_coefficient)
+
+    @torch.no_grad()
+    def set_noise_coefficient(self, value: float):
+        init.TORCH_INIT_FUNCTIONS["constant_"](self.head_gain[: self.num_signal_heads], 1.0)
+        init.TORCH_INIT_FUNCTIONS["constant_"](self.head_gain[self.num_signal_heads :], -value)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        input_shape = hidden_states.shape[:-1]
+
+        value_states = self.dictionary(hidden_states).view(*input_shape, -1, self.head_dim).transpose(1, 2)
+        query_states = key_states = apply_rotary_pos_emb(value_states, *position_embeddings)
+
+        if past_key_values is not None:
+            key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx)
+
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attn_output, attn_weights = attention_interface(
+            self,
+            query_states,
+            key_states,
+            value_states,
+            attention_mask,
+            dropout=0.0 if not self.training else self.attention_dropout,
+            scaling=self.scaling,
+            **kwargs,
+        )
+
+        attn_output = (attn_output * self.head_gain[:, None]).reshape(*input_shape, -1)
+        # The same dictionary, on the other side: (B, S, M) @ (M, d).
+        attn_output = torch.matmul(attn_output, self.dictionary.weight) * self.output_scaling
+        return attn_output, attn_weights
+
+
+class PrismMLP(nn.Module):
+    def __init__(self, config: PrismConfig):
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        # Read by `_init_weights`, which custom models see called on modules that hold weights, never on their parents.
+        self.down_proj.initializer_std = config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
+
+
+class PrismDecoderLayer(GradientCheckpointingLayer):
+    def __init__(self, config: PrismConfig, layer_idx: int):
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=False)
+        self.self_attn = PrismAttention(config, layer_idx)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=False)
+        self.mlp = PrismMLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        attn_output, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+        hidden_states = hidden_states + self.dropout(attn_output)
+        mlp_output = self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states + self.dropout(mlp_output)
+
+
+class PrismPositionEmbedding(nn.Embedding):
+    """Learned absolute positions (option). Raises `ValueError` for a position beyond the table."""
+
+    def forward(self, position_ids: torch.Tensor) -> torch.Tensor:
+        if not torch.compiler.is_compiling() and position_ids.max() >= self.num_embeddings:
+            raise ValueError(
+                f"Position {int(position_ids.max())} lies beyond the learned position table of "
+                f"`max_position_embeddings`={self.num_embeddings}: shorten the sequence (positions count from 0), or "
+                "train with `learned_position_embeddings=False`."
+            )
+        return super().forward(position_ids)
+
+
+class PrismPreTrainedModel(PreTrainedModel):
+    config: PrismConfig
+    config_class = PrismConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["PrismDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _can_compile_fullgraph = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": PrismDecoderLayer, "attentions": PrismAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, PrismAttention):
+            weight = module.dictionary.weight
+            # Orthonormal columns, U^T U = I: a tight frame. QR needs fp32.
+            if not getattr(weight, "_is_hf_initialized", False):
+                weight.copy_(init.orthogonal_(torch.empty_like(weight, dtype=torch.float)))
+            # Buffers that are not saved hold garbage after `from_pretrained` until they are filled here.
+            module.set_noise_coefficient(self.config.noise_coefficient)
+        elif hasattr(module, "initializer_std"):
+            init.normal_(module.weight, mean=0.0, std=module.initializer_std)
+
+    def set_noise_coefficient(self, value: float):
+        """
+        Sets lambda, the weight of the subtracted noise heads, in every layer and in the config (so it is saved).
+
+        Args:
+            value (`float`): the new lambda, finite and at least 0 (published: from 0.01 to 0.1 over a run).
+        """
+        validate_noise_coefficient(value)
+        self.config.noise_coefficient = value
+        for module in self.modules():
+            if isinstance(module, PrismAttention):
+                module.set_noise_coefficient(value)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        # Whatever head is saved, every Auto class must find its class there with `trust_remote_code=True`.
+        self.config.auto_map = {
+            "AutoConfig": "configuration_prism.PrismConfig",
+            "AutoModel": "modeling_prism.PrismModel",
+            "AutoModelForCausalLM": "modeling_prism.PrismForCausalLM",
+            "AutoModelForSequenceClassification": "modeling_prism.PrismForSequenceClassification",
+        }
+        super().save_pretrained(save_directory, **kwargs)
+
+
+class PrismModel(PrismPreTrainedModel):
+    """
+    The decoder without a head.
+
+    `forward` takes and returns what `LlamaModel.forward` does: token ids or embeddings of shape (B, S), an attention
+    mask (B, T) for padding, position ids (B, S) that may restart at 0 to keep packed documents apart, and a cache.
+    """
+
+    _auto_class = "AutoModel"
+
+    def __init__(self, config: PrismConfig):
+        super().__init__(config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        if config.learned_position_embeddings:
+            self.embed_positions = PrismPositionEmbedding(config.max_position_embeddings, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.layers = nn.ModuleList(
+            [PrismDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
+        )
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=False)
+        self.rotary_emb = PrismRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+
+        if position_ids is None:
+            past_seen_tokens = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_seen_tokens
+            position_ids = position_ids.unsqueeze(0)
+
+        # Before a cache is made: packed documents are told apart only in a pass that starts without one.
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        hidden_states = inputs_embeds
+        if self.config.learned_position_embeddings:
+            hidden_states = hidden_states + self.embed_positions(position_ids)
+        hidden_states = self.dropout(hidden_states)
+        position_embeddings = self.rotary_emb(hidden_states, position_ids)
+
+        for decoder_layer in self.layers:
+            hidden_states = decoder_layer(
+                hidden_states,
+                attention_mask=causal_mask,
+                position_embeddings=position_embeddings,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states),
+            past_key_values=past_key_values,
+        )
+
+
+class PrismForCausalLM(PrismPreTrainedModel, LlamaForCausalLM):
+    """Prism with a language-model head; `forward` is that of `LlamaForCausalLM`."""
+
+    _auto_class = "AutoModelForCausalLM"
+
+    def __init__(self, config: PrismConfig):
+        PreTrainedModel.__init__(self, config)
+        self.model = PrismModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+
+class PrismForSequenceClassification(GenericForSequenceClassification, PrismPreTrainedModel):
+    """Prism with a classification head that reads the last token that is not padding."""
+
+    _auto_class = "AutoModelForSequenceClassification"
+
+    def __init__(self, config: PrismConfig):
+        PreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = PrismModel(config)
+        self.score = nn.Linear(config.hidden_size, self.num_labels, bias=False)
+        self.post_init()
+
+
+__all__ = ["PrismForCausalLM", "PrismForSequenceClassification", "PrismModel", "PrismPreTrainedModel"]

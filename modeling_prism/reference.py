@@ -1,0 +1,158 @@
+"""The attentions of this package written like their equations: a loop a head and a token, no mask, no cache, no speed.
+
+They say what the modeling files must compute; the tests compare logits and gradients with them. Everything is
+differentiable, takes one unpadded document, and runs in fp32, or in fp64 if the weights are; dropout is left out.
+
+Shapes: S tokens of one document, V vocabulary, d width of the residual stream, D width of a head, M rows of Prism's
+dictionary.
+"""
+
+import torch
+from torch import Tensor
+
+
+# What the families share
+
+
+def at_least_fp32(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights with bf16 and fp16 widened to fp32."""
+    return {name: weight.to(torch.promote_types(weight.dtype, torch.float32)) for name, weight in state_dict.items()}
+
+
+def layer_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """`gain * (x - mean(x)) / sqrt(var(x) + eps)` over the last dimension; no bias. (S, d) -> (S, d)."""
+    centred = x - x.mean(-1, keepdim=True)
+    return gain * centred / (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Exact GELU, `x * Phi(x)` with Phi the normal distribution function."""
+    return x * 0.5 * (1 + torch.erf(x / 2**0.5))
+
+
+def rope(x: Tensor, position: int, theta: float) -> Tensor:
+    """
+    Rotary position embedding (Su et al., arXiv 2104.09864, eq. 34) of one vector (D,).
+
+    Plane j is spanned by the components j and j + D / 2 and turns by `position * theta ** (-2 j / D)` radians.
+    """
+    D = x.shape[-1]
+    first, second = x[: D // 2], x[D // 2 :]
+    j = torch.arange(D // 2, dtype=x.dtype, device=x.device)
+    angle = position * theta ** (-2 * j / D)
+    return torch.cat((first * angle.cos() - second * angle.sin(), first * angle.sin() + second * angle.cos()))
+
+
+# Prism: Huang, "PRISM: Deriving the Transformer as a Signal-Denoising Operator via Maximum Coding Rate Reduction",
+# arXiv 2601.15540. z is the normalised residual stream, U the dictionary, lambda the weight of the noise heads.
+
+
+def prism_head(h: Tensor, theta: float, position_ids: list[int]) -> Tensor:
+    """
+    One head (arXiv 2601.15540, the attention operator): q = k = RoPE(h), v = h, causal softmax at 1 / sqrt(D).
+
+    `h` has shape (S, D), as has what is returned. The softmax is this head's own: banks are subtracted as outputs.
+    """
+    S, D = h.shape
+    q = [rope(h[t], position_ids[t], theta) for t in range(S)]
+    y = []
+    for t in range(S):
+        scores = torch.stack([q[t] @ q[s] for s in range(t + 1)]) / D**0.5
+        a = scores.softmax(0)
+        y.append(sum(a[s] * h[s] for s in range(t + 1)))
+    return torch.stack(y)
+
+
+def prism_attention(
+    z: Tensor,
+    dictionary: Tensor,
+    num_signal_heads: int,
+    num_heads: int,
+    thetas: tuple[float, float],
+    lam: float,
+    expansion: int,
+    position_ids: list[int],
+) -> Tensor:
+    """
+    One Prism attention over one document (arXiv 2601.15540, signal-noise decomposition with one dictionary U):
+
+        h = U z,    y = concat(head_1, ..., head_Hs, -lambda head_Hs+1, ..., -lambda head_H),
+        out = U^T y / sqrt(H R)
+
+    where H counts all heads (the paper writes 2H, with H in each bank).
+
+    Args:
+        z: layer-normed residual stream (S, d).
+        dictionary: U (M, d), with M = num_heads * D; the rows of head i are i * D to (i + 1) * D.
+        num_signal_heads: heads before this index are signal, the others noise.
+        num_heads: all heads.
+        thetas: RoPE bases of the signal and of the noise heads.
+        lam: lambda.
+        expansion: dictionary expansion R.
+        position_ids: position of each token.
+
+    Returns:
+        what is added to the residual stream (S, d).
+    """
+    U = dictionary
+    D = U.shape[0] // num_heads
+    y = []
+    for i in range(num_heads):
+        h = z @ U[i * D : (i + 1) * D].T
+        if i < num_signal_heads:
+            y.append(prism_head(h, thetas[0], position_ids))
+        else:
+            y.append(-lam * prism_head(h, thetas[1], position_ids))
+    return torch.cat(y, dim=-1) @ U / (num_heads * expansion) ** 0.5
+
+
+def prism_document(weights: dict[str, Tensor], config, input_ids: list[int], position_ids: list[int]) -> Tensor:
+    """
+    Logits (S, V) of one document: `z + attention(norm(z))`, `z + mlp(norm(z))` (GELU) a block, a last norm, the head.
+
+    Raises:
+        KeyError: a weight that the config asks for is missing.
+    """
+    eps = config.layer_norm_eps
+    z = weights["model.embed_tokens.weight"][input_ids]
+    if config.learned_position_embeddings:
+        z = z + weights["model.embed_positions.weight"][position_ids]
+    for layer in range(config.num_hidden_layers):
+        block = f"model.layers.{layer}."
+        z = z + prism_attention(
+            layer_norm(z, weights[block + "input_layernorm.weight"], eps),
+            weights[block + "self_attn.dictionary.weight"],
+            config.num_signal_heads,
+            config.num_attention_heads,
+            (config.signal_rope_theta, config.noise_rope_theta),
+            config.noise_coefficient,
+            config.dictionary_expansion,
+            position_ids,
+        )
+        up = (
+            layer_norm(z, weights[block + "post_attention_layernorm.weight"], eps)
+            @ weights[block + "mlp.up_proj.weight"].T
+        )
+        z = z + gelu(up) @ weights[block + "mlp.down_proj.weight"].T
+    head = weights["model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"]
+    return layer_norm(z, weights["model.norm.weight"], eps) @ head.T
+
+
+def prism_logits(model_or_state_dict, config, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    """
+    Logits (B, S, V) of a `PrismForCausalLM`, each row of `input_ids` (B, S) being one unpadded document.
+
+    Args:
+        model_or_state_dict: the model, or its weights by name (pass leaves that require gradients to get gradients).
+        config: its `PrismConfig`.
+        input_ids: token ids (B, S).
+        position_ids: positions (B, S); default 0, 1, 2, ...
+    """
+    weights = model_or_state_dict
+    if isinstance(weights, torch.nn.Module):
+        weights = dict(weights.named_parameters())
+    weights = at_least_fp32(weights)
+    if position_ids is None:
+        position_ids = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+    documents = zip(input_ids.tolist(), position_ids.tolist())
+    return torch.stack([prism_document(weights, config, ids, positions) for ids, positions in documents])

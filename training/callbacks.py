@@ -1,0 +1,83 @@
+"""What the training command adds to `Trainer`, one callback a concern."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+
+def scheduled_noise_coefficient(step: int, total_steps: int, start: float = 0.01, end: float = 0.10) -> float:
+    """
+    lambda after `step` of `total_steps` optimiser steps: a half cosine from `start` up to `end` (arXiv 2601.15540).
+    """
+    return start + (end - start) * (1 - math.cos(math.pi * step / total_steps)) / 2
+
+
+class NoiseCoefficientCallback(TrainerCallback):
+    """
+    Raises Prism's lambda over the run. Step s (from 0) trains with lambda(s); whatever is evaluated or saved after it
+    carries lambda(s + 1), and the finished model lambda(total) = `end`. A function of the step alone, so a resumed run
+    continues where it was.
+    """
+
+    def __init__(self, start: float = 0.01, end: float = 0.10):
+        self.start, self.end = start, end
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        value = scheduled_noise_coefficient(state.global_step, state.max_steps, self.start, self.end)
+        model.set_noise_coefficient(value)
+
+    on_step_end = on_train_begin
+
+    def on_log(self, args, state, control, model=None, logs=None, **kwargs):
+        logs["noise_coefficient"] = round(model.config.noise_coefficient, 4)
+
+
+class SampleStoryCallback(TrainerCallback):
+    """At every evaluation, lets the model tell a story (sampled with a fixed seed), prints it and keeps it in a file."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int, file: Path):
+        self.tokenizer, self.prompt, self.max_new_tokens, self.file = tokenizer, prompt, max_new_tokens, file
+
+    def on_evaluate(self, args, state, control, model=None, **kwargs):
+        # Under FSDP the weights are not all here.
+        if state.is_world_process_zero and not args.fsdp:
+            story = tell_story(model, self.tokenizer, self.prompt, self.max_new_tokens)
+            with self.file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"step": state.global_step, "story": story}, ensure_ascii=False) + "\n")
+            print(f"\n[step {state.global_step}] {story}\n", flush=True)
+
+
+def tell_story(model, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int, seed: int = 0) -> str:
+    """Continues `prompt` by sampling (temperature 0.8, nucleus 0.95) without disturbing torch's random state."""
+    inputs = tokenizer(tokenizer.bos_token + prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
+    # Models with a position table cannot go beyond it.
+    room = (getattr(model.config, "max_position_embeddings", None) or 2**31) - inputs["input_ids"].shape[1]
+    was_training = model.training
+    model.eval()
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        tokens = model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=max(1, min(max_new_tokens, room)),
+            do_sample=True,
+            temperature=0.8,
+            top_p=0.95,
+        )
+    model.train(was_training)
+    return tokenizer.decode(tokens[0], skip_special_tokens=True)
+
+
+class ModelCardCallback(TrainerCallback):
+    """Writes the model card into every checkpoint."""
+
+    def __init__(self, write_card):
+        self.write_card = write_card
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.write_card(Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"), state)

@@ -1,0 +1,150 @@
+"""
+Prism against parameter- and compute-matched baselines on TinyStories: same tokens, same tokenizer, several seeds, each
+arm at the best of the same learning rates. Finished runs are kept, so a stopped experiment goes on where it was.
+
+```bash
+python -m training.experiments.prism_vs_baselines.run --dataset_name ../shared/data/tinystories
+```
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from transformers import HfArgumentParser
+
+from training import pretrain
+
+
+PARAMETER_MATCHED = ["prism-tiny", "gpt-neox-tiny", "gpt2-tiny", "llama-tiny"]
+COMPUTE_MATCHED = ["gpt-neox-tiny-compute", "gpt2-tiny-compute", "llama-tiny-compute"]
+
+
+@dataclass
+class ExperimentArguments:
+    """Which arms, and how many runs of each."""
+
+    dataset_name: str = field(
+        default="roneneldan/TinyStories",
+        metadata={"help": "A local folder with train.txt and valid.txt, or a hub name."},
+    )
+    recipe: str = field(
+        default="configuration/recipes/tinystories_2m.yaml", metadata={"help": "What all arms have in common."}
+    )
+    arms: list[str] = field(
+        default_factory=lambda: PARAMETER_MATCHED + COMPUTE_MATCHED,
+        metadata={"help": "Folders of configuration/models/."},
+    )
+    learning_rates: list[float] = field(
+        default_factory=lambda: [1e-3, 3e-3, 9e-3], metadata={"help": "Grid, run with the first seed."}
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2], metadata={"help": "The others run at the best learning rate."}
+    )
+    max_steps: int | None = field(default=None, metadata={"help": "Steps of each run, if not the recipe's."})
+    output_dir: str = field(default="outputs/prism_vs_baselines", metadata={"help": "Where the runs go."})
+    results_dir: str = field(
+        default=str(Path(__file__).parent), metadata={"help": "Where results.jsonl, table.md and the plot go."}
+    )
+
+
+def run_arm(arguments: ExperimentArguments, arm: str, learning_rate: float, seed: int) -> dict:
+    """Trains one model, unless that was done before, and returns its closing row."""
+    folder = Path(arguments.output_dir, arm, f"lr{learning_rate:g}-seed{seed}")
+    if not (folder / "results.json").is_file():
+        options = {
+            "model_config": f"configuration/models/{arm}",
+            "dataset_name": arguments.dataset_name,
+            "learning_rate": learning_rate,
+            "seed": seed,
+            "output_dir": folder,
+            **({"max_steps": arguments.max_steps} if arguments.max_steps else {}),
+        }
+        pretrain.main(
+            [arguments.recipe, *(str(part) for key, value in options.items() for part in (f"--{key}", value))]
+        )
+    row = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    del row["saved_in"]
+    return {"arm": arm, "learning_rate": learning_rate, **row}
+
+
+def run_arms(arguments: ExperimentArguments) -> list[dict]:
+    """All runs: the grid for every arm with the first seed, then the other seeds at each arm's best learning rate."""
+    first, *others = arguments.seeds
+    rows = [run_arm(arguments, arm, rate, first) for rate in arguments.learning_rates for arm in arguments.arms]
+    best = {
+        arm: min((row for row in rows if row["arm"] == arm), key=lambda row: row["bits_per_byte"])["learning_rate"]
+        for arm in arguments.arms
+    }
+    rows += [run_arm(arguments, arm, best[arm], seed) for seed in others for arm in arguments.arms]
+    return rows
+
+
+def at_best_rate(rows: list[dict], arm: str) -> list[dict]:
+    """The rows of `arm` at the learning rate that won the grid, a row a seed."""
+    rows = [row for row in rows if row["arm"] == arm]
+    grid_seed = rows[0]["seed"]
+    best = min((row for row in rows if row["seed"] == grid_seed), key=lambda row: row["bits_per_byte"])
+    return [row for row in rows if row["learning_rate"] == best["learning_rate"]]
+
+
+def make_table(rows: list[dict]) -> str:
+    """The Markdown table of the README: one row an arm, mean and standard deviation over seeds."""
+    lines = [
+        "| arm | parameters | training MFLOPs a token | best learning rate | bits per byte | nats a token | seeds |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        best = at_best_rate(rows, arm)
+        bits = np.array([row["bits_per_byte"] for row in best])
+        nats = np.array([row["nats_per_token"] for row in best])
+        spread = f" ± {bits.std(ddof=1):.3f}" if len(bits) > 1 else ""
+        lines.append(
+            f"| {arm} | {best[0]['parameters']:,} | {best[0]['training_flops_per_token'] / 1e6:.1f} "
+            f"| {best[0]['learning_rate']:g} | {bits.mean():.3f}{spread} | {nats.mean():.3f} | {len(best)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: list[dict], file: Path) -> None:
+    """Bits per byte of every run against learning rate, and of every seed at the best rate against training compute."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
+    markers = ["o", "s", "^", "D", "s", "^", "D"]
+    for marker, arm in zip(markers, dict.fromkeys(row["arm"] for row in rows)):
+        matched = arm.endswith("-compute")
+        style = {"marker": marker, "fillstyle": "none" if matched else "full", "linestyle": ":" if matched else "-"}
+        runs = [row for row in rows if row["arm"] == arm]
+        grid = sorted((row["learning_rate"], row["bits_per_byte"]) for row in runs if row["seed"] == runs[0]["seed"])
+        left.plot(*zip(*grid), label=arm, **style)
+        best = at_best_rate(rows, arm)
+        flops = [row["training_flops_per_token"] / 1e6 for row in best]
+        right.plot(flops, [row["bits_per_byte"] for row in best], **{**style, "linestyle": "none"})
+    left.set(xscale="log", xlabel="peak learning rate", ylabel="validation bits per byte", title="Grid, first seed")
+    right.set(
+        xlabel="training MFLOPs a token", ylabel="validation bits per byte", title="Best learning rate, every seed"
+    )
+    left.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> None:
+    (arguments,) = HfArgumentParser(ExperimentArguments).parse_args_into_dataclasses(
+        sys.argv[1:] if argv is None else argv, look_for_args_file=False
+    )
+    rows = run_arms(arguments)
+    results = Path(arguments.results_dir)
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    table = make_table(rows)
+    (results / "table.md").write_text(table, encoding="utf-8")
+    plot(rows, results / "bits_per_byte.png")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
