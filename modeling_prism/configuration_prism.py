@@ -26,10 +26,10 @@ class PrismConfig(PreTrainedConfig):
             derived; a value that contradicts the other sizes is refused.
         signal_rope_theta (`float`, defaults to 10000 * pi): RoPE base of the signal heads.
         noise_rope_theta (`float`, defaults to 10000 / pi): RoPE base of the noise heads.
-        noise_coefficient (`float`, defaults to 0.1): lambda, the weight with which noise heads are subtracted. Training
-            raises it from 0.01 to 0.1; a saved model carries the value it was saved with.
-        learned_position_embeddings (`bool`, defaults to `False`): add a learned table of absolute positions to the token
-            embeddings, as the published code does. It confounds what RoPE does, hence off by default.
+        noise_coefficient (`float`, defaults to 0.1): lambda, the weight with which noise heads are subtracted.
+            Training raises it from 0.01 to 0.1; a saved model carries the value it was saved with.
+        learned_position_embeddings (`bool`, defaults to `False`): add a learned table of absolute positions to the
+            token embeddings, as the published code does. It confounds what RoPE does, hence off by default.
         max_position_embeddings (`int`, defaults to 512): training context, and the length of the learned table if any.
         hidden_act (`str`, defaults to `"gelu"`): activation of the MLP (exact GELU).
         attention_dropout (`float`, defaults to 0.0): dropout on the attention weights.
@@ -121,7 +121,7 @@ class PrismConfig(PreTrainedConfig):
         if self.head_dim != head_dim:
             raise ValueError(
                 f"`head_dim`={self.head_dim} contradicts `dictionary_expansion * hidden_size / num_signal_heads` = "
-                f"{head_dim}; leave `head_dim` out, it is derived."
+                f"{head_dim}; leave `head_dim` out, it is derived, or give that value."
             )
         if head_dim % 2 != 0:
             raise ValueError(

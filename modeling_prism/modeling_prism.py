@@ -228,6 +228,8 @@ class PrismModel(PrismPreTrainedModel):
 
     def __init__(self, config: PrismConfig):
         super().__init__(config)
+        # Again: `PrismConfig.from_pretrained(path, num_signal_heads=4)` sets values after validation.
+        config.validate_architecture()
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
 

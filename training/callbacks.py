@@ -2,11 +2,11 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 
 def scheduled_noise_coefficient(step: int, total_steps: int, start: float = 0.01, end: float = 0.10) -> float:
@@ -37,7 +37,7 @@ class NoiseCoefficientCallback(TrainerCallback):
 
 
 class SampleStoryCallback(TrainerCallback):
-    """At every evaluation, lets the model tell a story (sampled with a fixed seed), prints it and keeps it in a file."""
+    """At every evaluation, the model tells a story (sampled with a fixed seed), printed and kept in a file."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int, file: Path):
         self.tokenizer, self.prompt, self.max_new_tokens, self.file = tokenizer, prompt, max_new_tokens, file
@@ -72,12 +72,19 @@ def tell_story(model, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_t
     return tokenizer.decode(tokens[0], skip_special_tokens=True)
 
 
-class ModelCardCallback(TrainerCallback):
-    """Writes the model card into every checkpoint."""
+class ThroughputCallback(TrainerCallback):
+    """Measures training speed: the time of the steps alone, without evaluating and saving."""
 
-    def __init__(self, write_card):
-        self.write_card = write_card
+    def __init__(self, tokens_a_step: int):
+        self.tokens_a_step, self.steps, self.seconds = tokens_a_step, 0, 0.0
 
-    def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            self.write_card(Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"), state)
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.begun = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seconds += time.perf_counter() - self.begun
+        self.steps += 1
+
+    def tokens_per_second(self) -> float:
+        """Tokens of all processes a second, over the steps of this process's lifetime."""
+        return self.steps * self.tokens_a_step / self.seconds if self.steps else float("nan")

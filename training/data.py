@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -19,6 +19,9 @@ END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
 # The `datasets` builder that reads each kind of local file; stories in `.txt` files have a reader of their own.
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+STORY = Features({"text": Value("string")})
+# What the files of a local folder are called.
+PARTS = {"train": ("train",), "validation": ("valid", "validation")}
 LOCAL_DATA_HINT = (
     "without a network, give a local folder (`--dataset_name FOLDER` with train.txt and valid.txt, stories separated "
     f"by {END_OF_TEXT}) or the built-in stories (`--dataset_name stories`)"
@@ -65,6 +68,10 @@ class DataArguments:
         default=None, metadata={"help": "Processes that tokenise (`datasets.map(num_proc=...)`)."}
     )
 
+    def __post_init__(self):
+        if self.streaming and (self.dataset_name == "stories" or Path(self.dataset_name).exists()):
+            raise ValueError(f"`streaming` is for hub data sets; `dataset_name`={self.dataset_name!r} is local.")
+
 
 def load_texts(arguments: DataArguments) -> DatasetDict:
     """
@@ -79,8 +86,6 @@ def load_texts(arguments: DataArguments) -> DatasetDict:
             data set that cannot be reached.
     """
     path = Path(arguments.dataset_name)
-    if arguments.streaming and (path.exists() or arguments.dataset_name == "stories"):
-        raise ValueError(f"`streaming` is for hub data sets; `dataset_name`={arguments.dataset_name!r} is local.")
     if arguments.dataset_name == "stories":
         texts = DatasetDict(
             train=stories("train", arguments.num_train_stories or 20000),
@@ -103,12 +108,10 @@ def load_texts(arguments: DataArguments) -> DatasetDict:
         if arguments.text_column != "text":
             rows = rows.rename_column(arguments.text_column, "text")
         if limits[part] is not None:
-            rows = (
-                rows.take(limits[part])
-                if isinstance(rows, IterableDataset)
-                else rows.take(min(limits[part], len(rows)))
-            )
-        if not isinstance(rows, IterableDataset) and not any(text.strip() for text in rows["text"]):
+            is_stream = isinstance(rows, IterableDataset)
+            rows = rows.take(limits[part] if is_stream else min(limits[part], len(rows)))
+        rows = rows.filter(lambda text: bool(text and text.strip()), input_columns="text")
+        if next(iter(rows), None) is None:
             raise ValueError(f"The {part} part of `dataset_name`={arguments.dataset_name!r} holds no text.")
         texts[part] = rows
     return texts
@@ -130,9 +133,6 @@ def _load_local(path: Path, validation_file: str | None) -> DatasetDict:
     return DatasetDict({part: _load_file(file) for part, file in files.items()})
 
 
-PARTS = {"train": ("train",), "validation": ("valid", "validation")}
-
-
 def _find_part(folder: Path, names: tuple[str, ...]) -> Path | None:
     candidates = [folder / f"{name}{suffix}" for name in names for suffix in (".txt", *BUILDERS)]
     return next((file for file in candidates if file.exists()), None)
@@ -146,7 +146,7 @@ def _load_file(file: Path) -> Dataset:
             # Size and time are arguments so that the cache of `datasets` notices a changed file.
             stat = file.stat()
             source = {"file": str(file.resolve()), "size": stat.st_size, "modified": stat.st_mtime_ns}
-            return Dataset.from_generator(read_stories, gen_kwargs=source)
+            return Dataset.from_generator(read_stories, STORY, gen_kwargs=source)
         return load_dataset(BUILDERS[file.suffix], data_files=str(file), split="train")
     except (DatasetGenerationError, UnicodeDecodeError) as error:
         cause = error if isinstance(error, UnicodeDecodeError) else error.__cause__
@@ -157,23 +157,25 @@ def _load_file(file: Path) -> Dataset:
             ) from error
         raise ValueError(f"{str(file)!r} could not be read: {cause or error}") from error
     except ValueError as error:
-        if file.stat().st_size == 0:
-            raise ValueError(f"{str(file)!r} is empty: it must hold at least one story.") from error
+        # How `datasets` reports a builder that yielded nothing.
+        if "corresponds to no data" in str(error):
+            return Dataset.from_dict({"text": []}, features=STORY)
         raise
 
 
 def read_stories(file: str, size: int, modified: int) -> Iterator[dict[str, str]]:
     """Yields the stories of a text file in which a line `<|endoftext|>` ends each story; memory for one at a time."""
-    lines = []
+    story = ""
     with open(file, encoding="utf-8") as stream:
         for line in stream:
-            *ended, rest = line.split(END_OF_TEXT)
-            for part in ended:
-                yield {"text": "".join([*lines, part]).strip()}
-                lines = []
-            lines.append(rest)
-    if size == 0 or "".join(lines).strip():
-        yield {"text": "".join(lines).strip()}
+            *ends, rest = line.split(END_OF_TEXT)
+            for end in ends:
+                if (story + end).strip():
+                    yield {"text": (story + end).strip()}
+                story = ""
+            story += rest
+    if story.strip():
+        yield {"text": story.strip()}
 
 
 def _load_from_hub(arguments: DataArguments) -> DatasetDict:
@@ -258,9 +260,9 @@ def make_blocks(texts: DatasetDict, tokenizer: PreTrainedTokenizerBase, argument
     """
     Tokenises `<|endoftext|> story <|endoftext|> story ...` and cuts the stream into blocks of `block_size` tokens.
 
-    The token before a story is its position 0 when documents are kept apart; it is also the target of the last token of
-    the story before, so every token is predicted from its own story. What is left at the end of the corpus, less than
-    a block, is dropped.
+    The token before a story is its position 0 when documents are kept apart; it is also the target of the last token
+    of the story before, so every token is predicted from its own story. What is left at the end of the corpus, less
+    than a block, is dropped.
 
     Raises:
         ValueError: a part shorter than one block.

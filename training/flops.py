@@ -19,10 +19,11 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 
 class _WithoutValues(TorchFunctionMode):
-    """Answers "no" where a model asks a tensor for its value (is anything masked? out of range?): meta has none."""
+    """Answers "no" where a model asks for a tensor's values (anything masked? any padding?): meta has none."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        return False if func is torch.Tensor.__bool__ else func(*args, **(kwargs or {}))
+        asks = func in (torch.Tensor.__bool__, torch.Tensor.__contains__)
+        return False if asks else func(*args, **(kwargs or {}))
 
 
 def forward_flops_per_token(

@@ -17,8 +17,8 @@ DESCRIPTIONS = {
     ),
 }
 LIMITS = (
-    "A small model trained on short children's stories in English: it knows nothing else, invents freely and repeats the "
-    "biases of its corpus. It is meant for research on architectures, not for use with people."
+    "A small model trained on short children's stories in English: it knows nothing else, invents freely and repeats "
+    "the biases of its corpus. It is meant for research on architectures, not for use with people."
 )
 
 
@@ -35,38 +35,43 @@ def code_revision() -> str:
 
 def render_model_card(
     model: PreTrainedModel,
+    step: int,
+    metrics: dict[str, float],
     model_name: str,
     dataset: str,
-    tokens_seen: int,
+    tokens_a_step: int,
     command: str,
     recipe: dict,
-    metrics: dict[str, float],
 ) -> ModelCard:
     """
-    Renders the card of a trained model.
+    Renders the card of a model.
 
     Args:
+        step (`int`): optimiser steps so far.
+        metrics (`dict[str, float]`): the last evaluation: names and values; empty if there was none.
         model_name (`str`): name of the run, and of the repository once pushed.
         dataset (`str`): what it was trained on, as the recipe names it.
-        tokens_seen (`int`): training tokens so far, repeats counted.
+        tokens_a_step (`int`): training tokens of one optimiser step, over all processes.
         command (`str`): what was run, recipe and options.
         recipe (`dict`): every setting of the run that decides its result.
-        metrics (`dict[str, float]`): the last evaluation: names and values.
     """
+    # A local folder is named by its last part alone: where it lay on somebody's disk is nobody's business.
+    is_local = Path(dataset).exists()
+    dataset_name = Path(dataset).name if is_local else dataset
     results = [
-        EvalResult("text-generation", "text", dataset, metric_type=name, metric_value=round(value, 5))
+        EvalResult("text-generation", "text", dataset_name, metric_type=name, metric_value=round(value, 5))
         for name, value in metrics.items()
     ]
     card_data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         language="en",
-        tags=["white-box", model.config.model_type, "text-generation"],
-        datasets=[dataset] if "/" in dataset and not Path(dataset).exists() else None,
+        tags=["white-box", model.config.model_type],
+        datasets=[dataset] if "/" in dataset and not is_local else None,
         model_name=model_name,
         eval_results=results or None,
     )
-    rows = [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
+    rows = [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in metrics.items()]
     return ModelCard.from_template(
         card_data,
         template_path=str(ROOT / "hub_cards" / "template.md"),
@@ -75,8 +80,8 @@ def render_model_card(
         model_type=model.config.model_type,
         parameters=f"{model.num_parameters():,}",
         context=getattr(model.config, "max_position_embeddings", "any number of"),
-        dataset=dataset,
-        tokens_seen=f"{tokens_seen:,}",
+        dataset=dataset_name,
+        tokens_seen=f"{step * tokens_a_step:,}",
         command=command,
         revision=code_revision(),
         repo_id=model_name,

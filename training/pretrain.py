@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from datasets import DatasetDict
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -34,12 +35,13 @@ from transformers import (
 )
 
 import modeling_prism  # noqa: F401  (registers the architectures)
-from training.callbacks import ModelCardCallback, NoiseCoefficientCallback, SampleStoryCallback
+from modeling_prism.configuration_prism import validate_noise_coefficient
+from training.callbacks import NoiseCoefficientCallback, SampleStoryCallback, ThroughputCallback
 from training.data import DataArguments, load_texts, load_tokenizer, make_blocks, train_tokenizer
 from training.flops import training_flops_per_token
 from training.metrics import language_modeling_metrics, score_tokens
 from training.model_card import code_revision, render_model_card
-from training.resume import begin_or_resume_run, last_complete_checkpoint
+from training.resume import check_checkpoint, check_output_dir, describe_run, last_complete_checkpoint, save_run
 
 
 logger = logging.getLogger(__name__)
@@ -74,14 +76,38 @@ class PretrainArguments(TrainingArguments):
     )
     sample_max_new_tokens: int = field(default=150, metadata={"help": "Length of that story in tokens; 0: none."})
 
+    def __post_init__(self):
+        validate_noise_coefficient(self.noise_coefficient_start)
+        validate_noise_coefficient(self.noise_coefficient_end)
+        super().__post_init__()
+
 
 class PretrainTrainer(Trainer):
-    """The stock `Trainer`, whose `push_to_hub` keeps our model card."""
+    """
+    The stock `Trainer`, but whatever it saves or pushes carries the project's model card.
 
-    def create_model_card(self, *args, **kwargs):
-        self.write_model_card(Path(self.args.output_dir), self.state)
+    Args:
+        card (`dict`): what `render_model_card` needs beyond the model and the state of the run.
+    """
+
+    def __init__(self, *args, card: dict, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.card = card
+
+    def _save(self, output_dir: str | None = None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        self.create_model_card(output_dir=output_dir)
+
+    def create_model_card(self, *args, output_dir: str | None = None, **kwargs):
+        """Writes README.md beside the weights, with the results of the last evaluation so far."""
+        evaluation = next((log for log in reversed(self.state.log_history) if "eval_bits_per_byte" in log), None)
+        metrics = {name: evaluation[f"eval_{name}"] for name in METRICS} if evaluation else {}
+        card = render_model_card(self.model, step=self.state.global_step, metrics=metrics, **self.card)
+        card.save(Path(output_dir or self.args.output_dir, "README.md"))
 
 
+METRICS = ("nats_per_token", "perplexity", "bits_per_byte", "next_token_accuracy")
+RESULTS_FILE = "results.json"
 ARGUMENTS = (ModelArguments, DataArguments, PretrainArguments)
 
 
@@ -106,17 +132,20 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Pre
 
 def load_config(arguments: ModelArguments) -> PreTrainedConfig:
     """Reads the config of the model to train and applies the overrides."""
-    if (arguments.model_config is None) == (arguments.init_from is None):
-        raise ValueError("Give either `model_config` (train from scratch) or `init_from` (fine-tune), not both.")
+    if bool(arguments.model_config) == bool(arguments.init_from):
+        raise ValueError(
+            "Give either `model_config` (train from scratch) or `init_from` (fine-tune; empty the recipe's "
+            "`model_config` with `--model_config ''`)."
+        )
     config = AutoConfig.from_pretrained(arguments.model_config or arguments.init_from)
     overrides = yaml.safe_load("{" + (arguments.config_overrides or "").replace("=", ": ") + "}")
     for key in overrides:
         if not hasattr(config, key):
             raise ValueError(f"`config_overrides` names `{key}`, which a {config.model_type} config does not have.")
     if overrides:
-        # Derived values must be derived again.
-        derived = {"head_dim": None} if config.model_type == "prism" and "head_dim" not in overrides else {}
-        config = type(config)(**{**config.to_dict(), **derived, **overrides})
+        # From the file again, so that values derived from the overridden ones are derived anew.
+        values, _ = PreTrainedConfig.get_config_dict(arguments.model_config or arguments.init_from)
+        config = AutoConfig.for_model(**{**values, **overrides})
     return config
 
 
@@ -151,8 +180,19 @@ def build_model(
     return model
 
 
+def get_tokenizer(
+    model_arguments: ModelArguments, data_arguments: DataArguments, output_dir: Path, texts: DatasetDict
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of this run if it has begun before, of the model to fine-tune, the one named, or a new one."""
+    if (output_dir / "tokenizer.json").is_file():
+        return load_tokenizer(str(output_dir))
+    if model_arguments.init_from or data_arguments.tokenizer_name:
+        return load_tokenizer(model_arguments.init_from or data_arguments.tokenizer_name)
+    return train_tokenizer(texts["train"], data_arguments.tokenizer_vocab_size)
+
+
 def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
-    """Trains, evaluates and saves one model; returns the row of the closing table."""
+    """Trains, evaluates and saves one model; returns the closing table, which is also saved as results.json."""
     argv = sys.argv[1:] if argv is None else argv
     model_arguments, data_arguments, training_arguments = parse_arguments(argv)
     logging.basicConfig(level=logging.INFO if training_arguments.should_log else logging.WARNING)
@@ -162,25 +202,47 @@ def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
     if model_arguments.init_from is None and data_arguments.tokenizer_name is None:
         check_sizes(config, data_arguments.tokenizer_vocab_size, data_arguments.block_size)
     if data_arguments.streaming and training_arguments.max_steps <= 0:
-        raise ValueError("`streaming` has no end that could be known before: give `max_steps`.")
+        raise ValueError("`streaming` reads a corpus whose length is not known before: give `max_steps`.")
     output_dir = Path(training_arguments.output_dir)
+    recipe = describe_run(model_arguments, data_arguments, training_arguments, config)
 
     with training_arguments.main_process_first(desc="reading and tokenising the corpus"):
-        recipe = begin_or_resume_run(output_dir, model_arguments, data_arguments, training_arguments, config)
+        check_output_dir(output_dir, recipe)
+        if (output_dir / RESULTS_FILE).is_file():
+            result = json.loads((output_dir / RESULTS_FILE).read_text(encoding="utf-8"))
+            logger.info("%s holds this run, finished.", output_dir)
+            print_table(result)
+            return result
+        checkpoint = training_arguments.resume_from_checkpoint or last_complete_checkpoint(output_dir)
+        if checkpoint:
+            check_checkpoint(checkpoint, config)
         texts = load_texts(data_arguments)
-        tokenizer_name = model_arguments.init_from or data_arguments.tokenizer_name
-        if (output_dir / "tokenizer.json").is_file():
-            tokenizer = load_tokenizer(str(output_dir))
-        elif tokenizer_name:
-            tokenizer = load_tokenizer(tokenizer_name)
-        else:
-            tokenizer = train_tokenizer(texts["train"], data_arguments.tokenizer_vocab_size)
+        tokenizer = get_tokenizer(model_arguments, data_arguments, output_dir, texts)
         check_sizes(config, len(tokenizer), data_arguments.block_size)
-        if training_arguments.should_save:
-            tokenizer.save_pretrained(output_dir)
         blocks = make_blocks(texts, tokenizer, data_arguments)
+        if training_arguments.should_save:
+            save_run(output_dir, recipe)
+            tokenizer.save_pretrained(output_dir)
 
     model = build_model(model_arguments, config, tokenizer)
+    tokens_a_step = recipe["global_batch_size"] * data_arguments.block_size
+    throughput = ThroughputCallback(tokens_a_step)
+    callbacks = [throughput]
+    if config.model_type == "prism":
+        callbacks.append(
+            NoiseCoefficientCallback(
+                training_arguments.noise_coefficient_start, training_arguments.noise_coefficient_end
+            )
+        )
+    if training_arguments.sample_max_new_tokens > 0:
+        callbacks.append(
+            SampleStoryCallback(
+                tokenizer,
+                training_arguments.sample_prompt,
+                training_arguments.sample_max_new_tokens,
+                output_dir / "samples.jsonl",
+            )
+        )
     trainer = PretrainTrainer(
         model=model,
         args=training_arguments,
@@ -190,42 +252,16 @@ def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
         data_collator=default_data_collator,
         compute_metrics=language_modeling_metrics(blocks.validation_bytes_per_token),
         preprocess_logits_for_metrics=score_tokens,
+        callbacks=callbacks,
+        card={
+            "model_name": training_arguments.hub_model_id or output_dir.name,
+            "dataset": data_arguments.dataset_name,
+            "tokens_a_step": tokens_a_step,
+            "command": " ".join(["python -m training.pretrain", *argv]),
+            "recipe": recipe,
+        },
     )
-    tokens_a_step = training_arguments.train_batch_size * training_arguments.gradient_accumulation_steps
-    tokens_a_step *= training_arguments.world_size * data_arguments.block_size
-
-    def write_model_card(folder: Path, state) -> None:
-        metrics = next((log for log in reversed(state.log_history) if "eval_bits_per_byte" in log), {})
-        render_model_card(
-            model,
-            model_name=training_arguments.hub_model_id or output_dir.name,
-            dataset=data_arguments.dataset_name,
-            tokens_seen=state.global_step * tokens_a_step,
-            command="python -m training.pretrain " + " ".join(argv),
-            recipe=recipe,
-            metrics={name: metrics[f"eval_{name}"] for name in METRICS if f"eval_{name}" in metrics},
-        ).save(folder / "README.md")
-
-    trainer.write_model_card = write_model_card
-    trainer.add_callback(ModelCardCallback(write_model_card))
-    if config.model_type == "prism":
-        trainer.add_callback(
-            NoiseCoefficientCallback(
-                training_arguments.noise_coefficient_start, training_arguments.noise_coefficient_end
-            )
-        )
-    if training_arguments.sample_max_new_tokens > 0:
-        trainer.add_callback(
-            SampleStoryCallback(
-                tokenizer,
-                training_arguments.sample_prompt,
-                training_arguments.sample_max_new_tokens,
-                output_dir / "samples.jsonl",
-            )
-        )
-
-    checkpoint = training_arguments.resume_from_checkpoint or last_complete_checkpoint(output_dir)
-    trained = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
     trainer.save_model()
     trainer.save_state()
@@ -235,22 +271,18 @@ def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
         "parameters": model.num_parameters(),
         "training_flops_per_token": training_flops_per_token(config, data_arguments.block_size),
         "tokens_seen": trainer.state.global_step * tokens_a_step,
-        "tokens_per_second": round(trained.metrics["train_samples_per_second"] * data_arguments.block_size),
+        "tokens_per_second": throughput.tokens_per_second(),
         **{name: metrics[f"eval_{name}"] for name in METRICS},
         "seed": training_arguments.seed,
         "revision": code_revision(),
         "saved_in": str(output_dir),
     }
     if trainer.is_world_process_zero():
-        write_model_card(output_dir, trainer.state)
-        (output_dir / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        (output_dir / RESULTS_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         print_table(result)
     if training_arguments.push_to_hub:
         trainer.push_to_hub()
     return result
-
-
-METRICS = ("nats_per_token", "perplexity", "bits_per_byte", "next_token_accuracy")
 
 
 def print_table(result: dict[str, float | int | str]) -> None:

@@ -17,8 +17,8 @@ def score_tokens(logits: torch.Tensor | tuple, labels: torch.Tensor) -> torch.Te
         labels (`torch.Tensor` of shape `(batch, tokens)`): token ids; -100 is not scored.
 
     Returns:
-        `torch.Tensor` of shape `(batch, tokens - 1, 2)`: -ln p of each next token in nats (NaN where not scored), and 1
-        where it was the most probable token, else 0.
+        `torch.Tensor` of shape `(batch, tokens - 1, 2)`: -ln p of each next token in nats (NaN where not scored), and
+        1 where it was the most probable token, else 0.
     """
     logits = logits[0] if isinstance(logits, tuple) else logits
     logits, targets = logits[:, :-1].float(), labels[:, 1:]

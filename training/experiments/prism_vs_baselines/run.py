@@ -110,7 +110,7 @@ def make_table(rows: list[dict]) -> str:
 
 
 def plot(rows: list[dict], file: Path) -> None:
-    """Bits per byte of every run against learning rate, and of every seed at the best rate against training compute."""
+    """Bits per byte of every run against learning rate, and of every seed at the best rate against compute."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
     markers = ["o", "s", "^", "D", "s", "^", "D"]
     for marker, arm in zip(markers, dict.fromkeys(row["arm"] for row in rows)):

@@ -1,0 +1,26 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.tasks.stories import stories
+
+
+@pytest.fixture(autouse=True)
+def deterministic():
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A folder with train.txt and valid.txt: real TinyStories if they lie beside the checkout, else built-in ones."""
+    folder = tmp_path_factory.mktemp("corpus")
+    real = Path(__file__).parent.parent.parent / "shared" / "data" / "tinystories"
+    for file, split, num_stories in (("train.txt", "train", 60), ("valid.txt", "validation", 20)):
+        if (real / file).is_file():
+            texts = (real / file).read_text(encoding="utf-8").split("<|endoftext|>")[:num_stories]
+        else:
+            texts = [f"{text}\n" for text in stories(split, num_stories)["text"]]
+        (folder / file).write_text("<|endoftext|>\n".join(text.lstrip("\n") for text in texts), encoding="utf-8")
+    return folder

@@ -1,0 +1,123 @@
+"""
+The families of the package as tiny models of odd sizes. A family is one entry of `FAMILIES`; every contract,
+generation and remote-code test then runs on each of its variants (`CASES`) or on the family once (`DEFAULT_CASES`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+import modeling_prism
+from modeling_prism.reference import prism_logits
+
+
+PAD, BOS, EOS = 0, 1, 2
+VOCAB = 99
+
+COMMON = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 37,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": PAD,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+    # Ten times the usual 0.02: attention is far from uniform, so that a wrong mask or position shows in the logits.
+    "initializer_range": 0.2,
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture. Class names are attributes of `modeling_prism` (prefix + "Config", "Model", ...)."""
+
+    prefix: str
+    # Naive logits: (model or state dict, config, input_ids (B, S), position_ids (B, S) or None) -> (B, S, V).
+    reference_logits: Callable
+    attention_class: str
+    # Arguments of the config that all variants share, beside COMMON.
+    arguments: dict
+    # What each variant changes; "default" changes nothing.
+    variants: dict[str, dict] = field(default_factory=lambda: {"default": {}})
+    # The flat files that loading with `trust_remote_code=True` needs, and nothing else.
+    remote_files: tuple[str, ...] = ()
+
+    def get_class(self, suffix: str) -> type:
+        return getattr(modeling_prism, self.prefix + suffix)
+
+
+FAMILIES = {
+    "prism": Family(
+        prefix="Prism",
+        reference_logits=prism_logits,
+        attention_class="PrismAttention",
+        # A head width of 16 that differs from hidden_size; a lambda that cannot be overlooked.
+        arguments={"num_attention_heads": 8, "noise_coefficient": 0.4},
+        variants={
+            "default": {},
+            "uneven": {"num_attention_heads": 6, "num_signal_heads": 4},
+            "learned_positions": {"learned_position_embeddings": True},
+            "expansion_1": {"dictionary_expansion": 1},
+        },
+        remote_files=("configuration_prism.py", "modeling_prism.py"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A variant of a family."""
+
+    family_name: str
+    variant: str
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.family_name]
+
+    def config(self, **overrides):
+        arguments = {**COMMON, **self.family.arguments, **self.family.variants[self.variant], **overrides}
+        return self.family.get_class("Config")(**arguments)
+
+    def model(self, head: str = "ForCausalLM", seed: int = 0, **overrides):
+        """A model in eval mode with every weight drawn at random, the gains of the norms too."""
+        attention = overrides.pop("attn_implementation", "sdpa")
+        torch.manual_seed(seed)
+        model = self.family.get_class(head)._from_config(self.config(**overrides), attn_implementation=attention)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "norm" in name:
+                    parameter.uniform_(0.5, 1.5)
+        return model.eval()
+
+
+CASES = [
+    pytest.param(Case(name, variant), id=f"{name}-{variant}")
+    for name, family in FAMILIES.items()
+    for variant in family.variants
+]
+DEFAULT_CASES = [pytest.param(Case(name, "default"), id=name) for name in FAMILIES]
+
+
+def random_ids(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Token ids without the special ones."""
+    return torch.randint(EOS + 1, VOCAB, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def positions_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Position ids that count real tokens only, as `generate` makes them: (B, T) -> (B, T)."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def left_pad(documents: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Documents (S_i,) as ids and mask (B, max S_i), padding on the left."""
+    longest = max(map(len, documents))
+    ids = torch.full((len(documents), longest), PAD)
+    mask = torch.zeros_like(ids)
+    for row, document in enumerate(documents):
+        ids[row, longest - len(document) :] = document
+        mask[row, longest - len(document) :] = 1
+    return ids, mask

@@ -1,0 +1,81 @@
+"""Presets, recipes and launch files: each loads, and says what its comments say."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from training.flops import forward_flops_per_token, training_flops_per_token
+from training.pretrain import parse_arguments
+
+
+CONFIGURATION = Path(__file__).parent.parent / "configuration"
+PRESETS = sorted(path.parent for path in CONFIGURATION.glob("models/*/config.json"))
+RECIPES = sorted(CONFIGURATION.glob("recipes/*.yaml"))
+
+
+def num_parameters(name):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(CONFIGURATION / "models" / name))
+    return model.num_parameters()
+
+
+@pytest.mark.parametrize("folder", PRESETS, ids=lambda folder: folder.name)
+def test_presets_run(folder):
+    # A forward pass on the meta device, in which the head does 2 * hidden_size * vocab_size of the FLOPs.
+    config = AutoConfig.from_pretrained(folder)
+    assert forward_flops_per_token(config, 4) > 2 * config.hidden_size * config.vocab_size
+
+
+@pytest.mark.parametrize("size", ["tiny", "10m", "50m", "124m"])
+@pytest.mark.parametrize("baseline", ["gpt-neox", "gpt2", "llama"])
+def test_baselines_have_the_parameters_of_prism(size, baseline):
+    assert num_parameters(f"{baseline}-{size}") == pytest.approx(num_parameters(f"prism-{size}"), rel=0.01)
+
+
+@pytest.mark.parametrize("baseline", ["gpt-neox", "gpt2", "llama"])
+def test_compute_matched_baselines_have_the_flops_of_prism(baseline):
+    configs = [
+        AutoConfig.from_pretrained(CONFIGURATION / "models" / name)
+        for name in (f"{baseline}-tiny-compute", "prism-tiny")
+    ]
+    flops = [training_flops_per_token(config, 256) for config in configs]
+    assert flops[0] == pytest.approx(flops[1], rel=0.01)
+
+
+def test_the_published_model():
+    assert num_parameters("prism-50m") == 51_192_320
+    config = AutoConfig.from_pretrained(CONFIGURATION / "models" / "prism-50m")
+    assert config.learned_position_embeddings and config.hidden_dropout == config.attention_dropout == 0.1
+    assert config.head_dim == 128 and config.num_attention_heads == 16
+    # Without the position table, as the paper counts.
+    assert num_parameters("prism-50m") - 512 * 512 == pytest.approx(50.93e6, rel=1e-3)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_recipes_parse_and_explain_every_key(recipe, tmp_path):
+    model, data, training = parse_arguments([str(recipe), "--use_cpu", "true", "--bf16", "false"])
+    config = AutoConfig.from_pretrained(model.model_config)
+    assert data.block_size <= config.max_position_embeddings
+    assert training.lr_scheduler_type == "cosine_with_min_lr" and training.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
+    # Every paragraph of keys begins with a comment.
+    for paragraph in recipe.read_text(encoding="utf-8").strip().split("\n\n"):
+        assert paragraph.startswith("#") or paragraph.startswith("output_dir"), paragraph
+
+
+def test_the_published_recipe():
+    _, data, training = parse_arguments(
+        [str(CONFIGURATION / "recipes" / "tinystories_50m.yaml"), "--use_cpu", "true", "--bf16", "false"]
+    )
+    assert training.per_device_train_batch_size * data.block_size == 32_768
+    assert (training.max_steps, training.warmup_steps, training.learning_rate) == (20_000, 1000, 6e-4)
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGURATION.glob("accelerate/*.yaml")), ids=lambda file: file.stem)
+def test_launch_files_are_read_by_accelerate(file):
+    config = load_config_from_file(str(file))
+    assert config.num_processes >= 1 and config.mixed_precision == ("no" if file.stem == "two_cpus" else "bf16")
+    assert set(yaml.safe_load(file.read_text())) <= set(vars(config))

@@ -1,0 +1,277 @@
+"""
+Decoding, for every family and variant: whatever mixture of padding, chunks, cache and strategy, what comes out is what
+plain runs of unpadded documents without a cache give. Negative controls break the cache, the positions or the mask on
+purpose and see the same check fail.
+"""
+
+import random
+
+import pytest
+import torch
+from families import CASES, DEFAULT_CASES, PAD, VOCAB, Case, left_pad, positions_from_mask, random_ids
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import DynamicLayer, StaticLayer
+
+
+TOLERANCE = 1e-5
+VISIBLE = 1e-3
+CACHES = {"dynamic": DynamicCache, "static": StaticCache}
+LENGTHS = (13, 5, 9)
+
+
+# Logits
+
+
+def call(model, ids, attention_mask, position_ids, cache):
+    return model(ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=cache).logits
+
+
+@torch.no_grad()
+def chunked_error(model, cache_name, seed, call=call):
+    """
+    Largest difference between the logits of plain runs and those of a left-padded batch that is prefilled in random
+    chunks and then fed token by token.
+    """
+    draw = random.Random(seed)
+    documents = [random_ids(length, seed=10 * seed + length) for length in LENGTHS]
+    ids, mask = left_pad(documents)
+    # No row is free of padding.
+    extra = draw.randint(1, 3)
+    ids = torch.nn.functional.pad(ids, (extra, 0), value=PAD)
+    mask = torch.nn.functional.pad(mask, (extra, 0))
+    positions, total = positions_from_mask(mask), ids.shape[1]
+
+    prefill = total - 4
+    cuts = [0, *sorted(draw.sample(range(1, prefill), 3)), *range(prefill, total + 1)]
+    size = {"max_cache_len": total + draw.randint(0, 3)} if cache_name == "static" else {}
+    cache = CACHES[cache_name](config=model.config, **size)
+    pieces = [
+        call(model, ids[:, start:end], mask[:, :end], positions[:, start:end], cache)
+        for start, end in zip(cuts, cuts[1:])
+    ]
+    logits = torch.cat(pieces, dim=1)
+    assert logits.shape == (len(documents), total, VOCAB)
+    errors = []
+    for row, document in enumerate(documents):
+        plain = model(document[None], use_cache=False).logits[0]
+        errors.append((logits[row, -len(document) :] - plain).abs().max().item())
+    return max(errors)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("cache_name", CACHES)
+@pytest.mark.parametrize("case", CASES)
+def test_padded_chunks_then_tokens_equal_plain_runs(case, cache_name, attn_implementation, seed):
+    assert chunked_error(case.model(attn_implementation=attn_implementation), cache_name, seed) < TOLERANCE
+
+
+def positions_restart_in_every_chunk(model, ids, attention_mask, position_ids, cache):
+    return call(model, ids, attention_mask, torch.arange(ids.shape[1]).expand_as(ids), cache)
+
+
+def left_padding_is_attended_to(model, ids, attention_mask, position_ids, cache):
+    return call(model, ids, torch.ones_like(attention_mask), position_ids, cache)
+
+
+@pytest.mark.parametrize("broken_call", [positions_restart_in_every_chunk, left_padding_is_attended_to])
+@pytest.mark.parametrize("cache_name", CACHES)
+@pytest.mark.parametrize("case", CASES)
+def test_negative_control_wrong_arguments(case, cache_name, broken_call):
+    assert chunked_error(case.model(), cache_name, seed=0, call=broken_call) > VISIBLE
+
+
+def keys_move_by_one(keys, values, past):
+    return keys.roll(1, dims=2), values
+
+
+def last_cached_value_is_lost(keys, values, past):
+    values = values.clone()
+    if past > 0:
+        values[:, :, past - 1] = 0
+    return keys, values
+
+
+@pytest.mark.parametrize("corrupt", [keys_move_by_one, last_cached_value_is_lost])
+@pytest.mark.parametrize("cache_name", CACHES)
+@pytest.mark.parametrize("case", CASES)
+def test_negative_control_broken_cache(case, cache_name, corrupt, monkeypatch):
+    layer_class = {"dynamic": DynamicLayer, "static": StaticLayer}[cache_name]
+    update = layer_class.update
+
+    def broken_update(self, *args, **kwargs):
+        past = int(self.get_seq_length())
+        return corrupt(*update(self, *args, **kwargs), past)
+
+    monkeypatch.setattr(layer_class, "update", broken_update)
+    assert chunked_error(case.model(), cache_name, seed=0) > VISIBLE
+
+
+def test_negative_control_prism_keys_cached_before_rotation(monkeypatch):
+    """The cache of one family, broken as a wrong model would break it: values are Prism's keys before rotation."""
+    update = DynamicLayer.update
+
+    def unrotated_update(self, key_states, value_states, *args, **kwargs):
+        return update(self, value_states if self.get_seq_length() > 0 else key_states, value_states, *args, **kwargs)
+
+    monkeypatch.setattr(DynamicLayer, "update", unrotated_update)
+    assert chunked_error(Case("prism", "default").model(), "dynamic", seed=0) > VISIBLE
+
+
+# generate()
+
+
+NEW_TOKENS = 12
+
+
+def generation_model(case, seed=0, **overrides):
+    # Untied: a small tied model repeats its last token for ever, whatever the cache holds.
+    return case.model(seed=seed, tie_word_embeddings=False, **overrides)
+
+
+@torch.no_grad()
+def plain_loop(model, documents, pick, new_tokens=NEW_TOKENS, eos=None):
+    """Decodes without cache or padding; `pick` maps logits (B, V) to tokens (B,). Returns a list of B lists."""
+    documents, done = [document.clone() for document in documents], [False] * len(documents)
+    generated = [[] for _ in documents]
+    for _ in range(new_tokens):
+        logits = torch.stack([model(document[None], use_cache=False).logits[0, -1] for document in documents])
+        for row, token in enumerate(pick(logits).tolist()):
+            generated[row].append(PAD if done[row] else token)
+            done[row] = done[row] or token == eos
+            documents[row] = torch.cat((documents[row], torch.tensor([token])))
+        if all(done):
+            break
+    return generated
+
+
+def greedy(logits):
+    return logits.argmax(-1)
+
+
+def sample(logits, temperature=0.7):
+    return torch.multinomial((logits / temperature).softmax(-1), num_samples=1)[:, 0]
+
+
+def generate(model, documents, **kwargs):
+    ids, mask = left_pad(documents)
+    kwargs = {"eos_token_id": None, "max_new_tokens": NEW_TOKENS, "do_sample": False, **kwargs}
+    sequences = model.generate(input_ids=ids, attention_mask=mask, disable_compile=True, **kwargs)
+    return sequences[:, ids.shape[1] :].tolist()
+
+
+def prompts(*lengths):
+    return [random_ids(length, seed=length) for length in lengths or (9, 4, 6)]
+
+
+CACHE_OPTIONS = {
+    "no_cache": {"use_cache": False},
+    "dynamic": {"use_cache": True},
+    "static": {"cache_implementation": "static"},
+    "chunked_prefill": {"prefill_chunk_size": 4},
+}
+
+
+@pytest.mark.parametrize("options", CACHE_OPTIONS)
+@pytest.mark.parametrize("case", CASES)
+def test_greedy(case, options):
+    model = generation_model(case)
+    expected = plain_loop(model, prompts(), greedy)
+    assert sum(len(set(tokens)) for tokens in expected) > 12, "short loops test little: take another seed"
+    assert generate(model, prompts(), **CACHE_OPTIONS[options]) == expected
+
+
+@pytest.mark.parametrize("options", ["no_cache", "dynamic", "static"])
+@pytest.mark.parametrize("case", DEFAULT_CASES)
+def test_greedy_stops_at_the_end_of_the_text(case, options):
+    model = generation_model(case)
+    free = plain_loop(model, prompts(), greedy)
+    # Some rows end before the others.
+    eos = next(token for row in free for token in row if 0 < sum(token in other for other in free) < len(free))
+    expected = plain_loop(model, prompts(), greedy, eos=eos)
+    assert any(row[-1] == PAD for row in expected) and expected != free
+    assert generate(model, prompts(), eos_token_id=eos, **CACHE_OPTIONS[options]) == expected
+
+
+@pytest.mark.parametrize("options", ["no_cache", "dynamic", "static"])
+@pytest.mark.parametrize("case", CASES)
+def test_sampling_with_a_fixed_seed(case, options):
+    model = generation_model(case)
+    torch.manual_seed(1)
+    expected = plain_loop(model, prompts(), sample)
+    assert expected != plain_loop(model, prompts(), sample)
+    torch.manual_seed(1)
+    kwargs = {"do_sample": True, "temperature": 0.7, "top_k": 0, "top_p": 1.0, **CACHE_OPTIONS[options]}
+    assert generate(model, prompts(), **kwargs) == expected
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_beam_search(case):
+    model = generation_model(case)
+    separate = [generate(model, [prompt], num_beams=3, use_cache=False)[0] for prompt in prompts()]
+    for options in ("no_cache", "dynamic", "static"):
+        assert generate(model, prompts(), num_beams=3, **CACHE_OPTIONS[options]) == separate
+    assert separate != plain_loop(model, prompts(), greedy), "the beams never differ from greedy decoding"
+
+
+def count_calls(model):
+    calls = []
+    model.register_forward_pre_hook(lambda module, args: calls.append(1))
+    return calls
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_assisted_decoding(case):
+    model = generation_model(case)
+    expected = plain_loop(model, prompts(9), greedy)
+    # A distorted copy is right now and then: some candidates are accepted, some thrown out of the cache again.
+    assistant = generation_model(case)
+    with torch.no_grad():
+        for parameter in assistant.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    calls = count_calls(model)
+    assert generate(model, prompts(9), assistant_model=assistant) == expected
+    assert 1 < len(calls) < NEW_TOKENS, "no candidate was accepted"
+    stranger = generation_model(case, seed=5, num_hidden_layers=1)
+    assert generate(model, prompts(9), assistant_model=stranger) == expected
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_prompt_lookup_decoding(case):
+    model = generation_model(case)
+    start = prompts(9)[0]
+    # The continuation stands in the prompt already, but for its end.
+    prompt = torch.cat((start, torch.tensor(plain_loop(model, [start], greedy)[0][:3]), random_ids(2), start))
+    expected = plain_loop(model, [prompt], greedy)
+    calls = count_calls(model)
+    assert generate(model, [prompt], prompt_lookup_num_tokens=4) == expected
+    assert len(calls) <= NEW_TOKENS
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_cache_may_be_used_for_the_next_turn(case):
+    model = generation_model(case)
+    prompt = prompts(9)[0][None]
+    kwargs = {"eos_token_id": None, "do_sample": False, "max_new_tokens": 5, "disable_compile": True}
+    first = model.generate(prompt, return_dict_in_generate=True, **kwargs)
+    turn = torch.cat((first.sequences, random_ids(1, 4)), dim=1)
+    second = model.generate(turn, past_key_values=first.past_key_values, **kwargs)
+    assert second[0, turn.shape[1] :].tolist() == plain_loop(model, [turn[0]], greedy, new_tokens=5)[0]
+
+
+@pytest.mark.parametrize("broken_call", ["positions", "mask"])
+@pytest.mark.parametrize("case", DEFAULT_CASES)
+def test_negative_control_generate_notices_wrong_arguments(case, broken_call, monkeypatch):
+    model = generation_model(case)
+    expected = plain_loop(model, prompts(), greedy)
+    forward = model.model.forward
+
+    def broken(input_ids=None, position_ids=None, attention_mask=None, **kwargs):
+        if broken_call == "positions" and kwargs.get("past_key_values") is not None:
+            position_ids = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+        if broken_call == "mask":
+            attention_mask = None
+        return forward(input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, **kwargs)
+
+    monkeypatch.setattr(model.model, "forward", broken)
+    assert generate(model, prompts()) != expected

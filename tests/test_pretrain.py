@@ -1,0 +1,282 @@
+"""The training command, end to end on tiny models: what it writes, that it resumes exactly, what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
+
+from modeling_prism import PrismConfig
+from training import pretrain
+from training.callbacks import scheduled_noise_coefficient
+from training.resume import last_complete_checkpoint
+
+
+ROOT = Path(__file__).parent.parent
+SIZES = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, corpus):
+    """A recipe for a run of a few seconds, as a file."""
+    folder = tmp_path_factory.mktemp("recipe")
+    PrismConfig(**SIZES, num_attention_heads=4, hidden_dropout=0.1, max_position_embeddings=32).save_pretrained(
+        folder / "model"
+    )
+    GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=32).save_pretrained(folder / "gpt2")
+    settings = {
+        "model_config": str(folder / "model"),
+        "dataset_name": str(corpus),
+        "num_train_stories": 40,
+        "num_validation_stories": 8,
+        "tokenizer_vocab_size": 300,
+        "block_size": 32,
+        "max_steps": 6,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "eval_on_start": True,
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "sample_max_new_tokens": 8,
+        "report_to": "none",
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "disable_tqdm": True,
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(settings))
+    return folder / "recipe.yaml"
+
+
+def run(recipe, output_dir, *options):
+    return pretrain.main([str(recipe), "--output_dir", str(output_dir), *map(str, options)])
+
+
+def run_process(recipe, output_dir, *options, launcher=(), code=None):
+    """The same in a process of its own; `code` is Python run before it."""
+    script = f"{code or ''}\nimport sys\nfrom training import pretrain\npretrain.main(sys.argv[1:])\n"
+    file = Path(output_dir).parent / f"{Path(output_dir).name}.py"
+    file.write_text(script)
+    command = [*(launcher or [sys.executable]), str(file), str(recipe), "--output_dir", str(output_dir), *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory):
+    """A run that was never interrupted."""
+    output_dir = tmp_path_factory.mktemp("run") / "finished"
+    return output_dir, run(recipe, output_dir)
+
+
+def weights(folder):
+    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+
+def assert_same_run(folder, other):
+    first, second = weights(folder), weights(other)
+    assert first.keys() == second.keys()
+    for name, weight in first.items():
+        assert torch.equal(weight, second[name]), name
+    for config in (AutoModelForCausalLM.from_pretrained(path).config for path in (folder, other)):
+        assert config.noise_coefficient == pytest.approx(0.10)
+
+
+def test_a_run_writes_a_model_that_loads_and_tells(finished):
+    output_dir, result = finished
+    assert result["tokens_seen"] == 6 * 4 * 32
+    assert result["parameters"] == AutoModelForCausalLM.from_pretrained(output_dir).num_parameters()
+    assert result == json.loads((output_dir / "results.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(output_dir)
+    model = AutoModelForCausalLM.from_pretrained(output_dir)
+    tokens = model.generate(**tokenizer("Once upon a time", return_tensors="pt"), max_new_tokens=5, min_new_tokens=5)
+    assert tokenizer.decode(tokens[0]).startswith("Once upon a time")
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_the_model_is_evaluated_before_during_and_after(finished):
+    output_dir, result = finished
+    state = json.loads((output_dir / "trainer_state.json").read_text())
+    evaluations = [log for log in state["log_history"] if "eval_bits_per_byte" in log]
+    assert [log["step"] for log in evaluations] == [0, 3, 6, 6]
+    assert evaluations[-1]["eval_bits_per_byte"] == result["bits_per_byte"] < evaluations[0]["eval_bits_per_byte"]
+    samples = [json.loads(line) for line in (output_dir / "samples.jsonl").read_text().splitlines()]
+    assert [sample["step"] for sample in samples] == [0, 3, 6, 6]
+    assert all(sample["story"].startswith("Once upon a time") for sample in samples)
+
+
+def test_lambda_follows_its_schedule(finished):
+    assert scheduled_noise_coefficient(0, 6) == 0.01 and scheduled_noise_coefficient(3, 6) == pytest.approx(0.055)
+    assert scheduled_noise_coefficient(6, 6) == pytest.approx(0.10)
+    checkpoint = AutoModelForCausalLM.from_pretrained(finished[0] / "checkpoint-4")
+    assert checkpoint.config.noise_coefficient == scheduled_noise_coefficient(4, 6)
+    gain = checkpoint.model.layers[0].self_attn.head_gain
+    assert gain.tolist() == pytest.approx([1.0, 1.0, *[-scheduled_noise_coefficient(4, 6)] * 2])
+
+
+def test_every_saved_model_carries_its_card(finished):
+    output_dir, result = finished
+    for folder in (output_dir, output_dir / "checkpoint-4", output_dir / "checkpoint-6"):
+        card = ModelCard.load(folder / "README.md")
+        assert card.data.pipeline_tag == "text-generation" and "prism" in card.data.tags
+        for part in ("PrismForCausalLM", "trust_remote_code=True", "global_batch_size: 4", "code revision"):
+            assert part in card.text
+    metrics = {r.metric_type: r.metric_value for r in ModelCard.load(output_dir / "README.md").data.eval_results}
+    assert metrics["bits_per_byte"] == pytest.approx(result["bits_per_byte"], abs=1e-4)
+
+
+def test_a_finished_run_is_not_repeated(finished, recipe):
+    output_dir, result = finished
+    before = (output_dir / "model.safetensors").stat().st_mtime_ns
+    assert run(recipe, output_dir) == result
+    assert (output_dir / "model.safetensors").stat().st_mtime_ns == before
+
+
+# Kills the process between the weights and the optimiser of the second checkpoint.
+KILL_WHILE_SAVING = """
+import os, signal
+from transformers import Trainer
+save = Trainer._save_optimizer_and_scheduler
+def killed(self, output_dir):
+    if self.state.global_step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(self, output_dir)
+Trainer._save_optimizer_and_scheduler = killed
+"""
+# Kills it between two checkpoints.
+KILL_BETWEEN_SAVES = """
+import os, signal
+from training.callbacks import NoiseCoefficientCallback
+def killed(self, args, state, control, **kwargs):
+    if state.global_step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+NoiseCoefficientCallback.on_step_begin = killed
+"""
+
+
+@pytest.mark.parametrize("code", [KILL_WHILE_SAVING, KILL_BETWEEN_SAVES], ids=["while saving", "between saves"])
+def test_a_killed_run_resumes_to_the_same_end(code, recipe, finished, tmp_path):
+    output_dir = tmp_path / "killed"
+    killed = run_process(recipe, output_dir, code=code)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (output_dir / "results.json").exists()
+    assert last_complete_checkpoint(output_dir).endswith("checkpoint-2")
+    result = run(recipe, output_dir)
+    assert_same_run(output_dir, finished[0])
+    assert result["nats_per_token"] == finished[1]["nats_per_token"]
+
+
+def test_a_run_that_does_not_resume_ends_elsewhere(recipe, finished, tmp_path):
+    # The check above can fail: without the checkpoint's optimiser and random state, the weights differ.
+    checkpoint = finished[0] / "checkpoint-4"
+    run(recipe, tmp_path / "run", "--init_from", checkpoint, "--model_config", "", "--max_steps", 2)
+    with pytest.raises(AssertionError):
+        assert_same_run(tmp_path / "run", finished[0])
+
+
+def test_two_processes_give_the_losses_of_one(recipe, tmp_path):
+    # Dropout draws differ between processes, so there is none here.
+    overrides = ["--config_overrides", "hidden_dropout=0.0", "--sample_max_new_tokens", "0"]
+    run(recipe, tmp_path / "one", *overrides)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    launcher += [str(ROOT / "configuration" / "accelerate" / "two_cpus.yaml")]
+    two = run_process(recipe, tmp_path / "two", *overrides, "--per_device_train_batch_size", "2", launcher=launcher)
+    assert two.returncode == 0, two.stderr
+    logs = [json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"] for name in ("one", "two")]
+    for name in ("loss", "grad_norm", "eval_nats_per_token", "eval_bits_per_byte"):
+        one, two = ([log[name] for log in history if name in log] for history in logs)
+        assert one == pytest.approx(two, abs=2e-5) and len(one) >= 3, name
+
+
+def test_a_trained_model_can_be_fine_tuned(recipe, finished, tmp_path):
+    options = ["--init_from", finished[0], "--model_config", "", "--learning_rate", "0", "--max_steps", "1"]
+    run(recipe, tmp_path / "tuned", *options, "--noise_coefficient_start", "0.1")
+    assert_same_run(tmp_path / "tuned", finished[0])
+
+
+def test_baselines_go_through_the_same_command(recipe, tmp_path):
+    result = run(recipe, tmp_path / "gpt2", "--model_config", recipe.parent / "gpt2", "--max_steps", "2")
+    assert result["model"] == "gpt2"
+    card = (tmp_path / "gpt2" / "README.md").read_text()
+    assert "trust_remote_code" not in card
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "gpt2")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2").config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_stories_kept_apart(recipe, tmp_path):
+    result = run(recipe, tmp_path / "apart", "--keep_documents_apart", "true", "--max_steps", "2")
+    assert result["tokens_seen"] == 2 * 4 * 32
+
+
+def test_push_to_hub_keeps_our_card(recipe, tmp_path, monkeypatch):
+    # The hub is not reached: what would be uploaded is looked at instead.
+    uploaded = {}
+
+    class Hub:
+        def create_repo(self, name, **kwargs):
+            return type("RepoUrl", (), {"repo_id": name})()
+
+        def upload_folder(self, folder_path, **kwargs):
+            uploaded["card"] = Path(folder_path, "README.md").read_text()
+
+    monkeypatch.setattr("transformers.trainer.hf_api", Hub)
+    options = ["--push_to_hub", "true", "--hub_model_id", "somebody/storyteller", "--hub_strategy", "end"]
+    run(recipe, tmp_path / "pushed", *options, "--max_steps", "2")
+    assert "somebody/storyteller" in uploaded["card"] and "signal-noise decomposition" in uploaded["card"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tokenizer_vocab_size", "301"], "`vocab_size`=300"),
+        (["--block_size", "33"], "`max_position_embeddings`=32"),
+        (["--config_overrides", "hidden_sise=3"], "`hidden_sise`"),
+        (["--config_overrides", "num_signal_heads=4"], "`num_signal_heads`"),
+        (["--init_from", "somewhere"], "`model_config`"),
+        (["--dataset_name", "stories", "--streaming", "true"], "`streaming`"),
+        (["--noise_coefficient_end", "-1"], "`noise_coefficient"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_written(options, message, recipe, tmp_path):
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        run(recipe, tmp_path / "run", *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_misspelt_keys_are_refused_by_name(recipe, tmp_path):
+    settings = json.loads(recipe.read_text())
+    (tmp_path / "recipe.yaml").write_text(json.dumps({**settings, "learning_rte": 1}))
+    with pytest.raises(ValueError, match="unknown key `learning_rte`: did you mean `learning_rate`"):
+        run(tmp_path / "recipe.yaml", tmp_path / "run")
+    with pytest.raises(ValueError, match="--learning_rte"):
+        run(recipe, tmp_path / "run", "--learning_rte", "1")
+    with pytest.raises(ValueError, match="no recipe"):
+        run(tmp_path / "missing.yaml", tmp_path / "run")
+
+
+def test_an_output_folder_of_another_run_is_refused(recipe, finished, tmp_path):
+    with pytest.raises(ValueError, match="`learning_rate` was 0.01, now 0.02"):
+        run(recipe, finished[0], "--learning_rate", "0.02")
+    with pytest.raises(ValueError, match="`config` was"):
+        run(recipe, finished[0], "--config_overrides", "num_hidden_layers=3")
+    (tmp_path / "notes.txt").write_text("something else")
+    with pytest.raises(ValueError, match="is not empty"):
+        run(recipe, tmp_path)
+
+
+def test_resuming_with_a_changed_model_is_refused(recipe, finished, tmp_path):
+    checkpoint = ["--resume_from_checkpoint", str(finished[0] / "checkpoint-4")]
+    with pytest.raises(ValueError, match="`num_hidden_layers` was 2, now 3"):
+        run(recipe, tmp_path / "run", *checkpoint, "--config_overrides", "num_hidden_layers=3")
+    with pytest.raises(ValueError, match="not a complete checkpoint"):
+        run(recipe, tmp_path / "other", "--resume_from_checkpoint", str(tmp_path))

@@ -1,0 +1,132 @@
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
+
+from modeling_prism import PrismConfig
+from training.benchmarks.throughput import (
+    ThroughputArguments,
+    add_ratios,
+    format_report,
+    load_arm,
+    main,
+    run_benchmark,
+    summarize,
+)
+from training.flops import forward_flops_per_token, training_flops_per_token
+
+
+SIZES = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "intermediate_size": 37,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 24,
+}
+SMALL = {"batch_size": 2, "sequence_length": 12, "decode_tokens": 3, "rounds": 2, "steps": 1, "warmup": 0}
+SMALL["device"] = "cpu"
+PHASES = ("training", "prefill", "decoding")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Config-only folders, one a family."""
+    root = tmp_path_factory.mktemp("models")
+    configs = {
+        "prism": PrismConfig(**SIZES, hidden_dropout=0.1),
+        "gpt2": GPT2Config(
+            vocab_size=101, n_embd=32, n_layer=2, n_head=4, n_positions=24, bos_token_id=1, eos_token_id=2
+        ),
+        "llama": LlamaConfig(**SIZES),
+        "gpt_neox": GPTNeoXConfig(**SIZES, bos_token_id=1, eos_token_id=2),
+    }
+    for name, config in configs.items():
+        config.save_pretrained(root / name)
+    return {name: str(root / name) for name in configs}
+
+
+def test_measures_every_phase_of_every_model(folders, tmp_path):
+    output = tmp_path / "results" / "throughput.json"
+    arguments = ThroughputArguments(
+        models=list(folders.values()), reference=folders["gpt2"], output=str(output), **SMALL
+    )
+    result = run_benchmark(arguments)
+    assert json.loads(output.read_text()) == result
+
+    assert {"date", "hardware", "torch", "transformers", "python", "revision"} == result["header"].keys()
+    assert result["reference"] == "gpt2"
+    assert result["arguments"]["batch_size"] == 2
+    assert tuple(result["phases"]) == PHASES
+    for phase, by_model in result["phases"].items():
+        assert list(by_model) == list(folders)
+        assert by_model["gpt2"]["tokens_ratio"]["rounds"] == [1, 1]
+        for entry in by_model.values():
+            assert len(entry["seconds"]) == SMALL["rounds"]
+            assert min(entry["seconds"]) > 0
+            tokens = 2 * (3 if phase == "decoding" else 12)
+            assert entry["tokens_per_second"] == [tokens / seconds for seconds in entry["seconds"]]
+            assert entry["peak_bytes"] == []
+            assert ("flops_per_token" in entry) == (phase != "decoding")
+
+    model = AutoModelForCausalLM.from_config(PrismConfig(**SIZES))
+    prism = {phase: by_model["prism"] for phase, by_model in result["phases"].items()}
+    assert prism["training"]["flops_per_token"] == training_flops_per_token(model, 12)
+    assert prism["prefill"]["flops_per_token"] == forward_flops_per_token(model, 12, logits_to_keep=1)
+    assert result["models"]["prism"]["parameters"] == model.num_parameters()
+
+    report = format_report(result)
+    assert all(f"### {phase.capitalize()}" in report for phase in PHASES)
+    assert report.count("| gpt_neox (sdpa) |") == len(PHASES)
+
+
+def test_ratios_are_taken_round_by_round():
+    results = {
+        "a": summarize({"seconds": [1.0, 2.0, 4.0]}, tokens=8, flops_per_token=10),
+        "b": summarize({"seconds": [0.5, 2.0, 1.0]}, tokens=8, flops_per_token=5),
+    }
+    add_ratios(results, "a")
+    assert results["b"]["median_tokens_per_second"] == 8
+    assert results["b"]["tokens_ratio"] == {"median": 2, "min": 1, "max": 4, "rounds": [2, 1, 4]}
+    assert results["b"]["flops_ratio"] == {"median": 1, "min": 0.5, "max": 2, "rounds": [1, 0.5, 2]}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_command_line(folders, capsys, dtype):
+    options = [item for key, value in SMALL.items() for item in (f"--{key}", str(value))]
+    main([folders["prism"], folders["llama"], *options, "--dtype", dtype, "--attn_implementation", "eager"])
+    assert "| llama (eager) |" in capsys.readouterr().out
+
+
+def test_trained_weights_are_loaded_and_dropout_is_off(folders, tmp_path):
+    arguments = ThroughputArguments(models=list(folders.values()), **SMALL)
+    torch.manual_seed(7)
+    trained = AutoModelForCausalLM.from_config(PrismConfig(**SIZES, hidden_dropout=0.1))
+    trained.save_pretrained(tmp_path)
+    arm = load_arm(str(tmp_path), "trained", arguments)
+    torch.testing.assert_close(arm.model.state_dict(), trained.state_dict())
+    for name, folder in folders.items():
+        model = load_arm(folder, name, arguments).model
+        assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} <= {0.0}
+
+
+def test_refusals(folders, tmp_path):
+    both = [folders["prism"], folders["gpt2"]]
+    with pytest.raises(ValueError, match="at least two"):
+        ThroughputArguments(models=both[:1], **SMALL)
+    with pytest.raises(ValueError, match="none of `models`"):
+        ThroughputArguments(models=both, reference="elsewhere", **SMALL)
+    with pytest.raises(ValueError, match="`rounds` must be at least 1, got 0"):
+        ThroughputArguments(models=both, **{**SMALL, "rounds": 0})
+    with pytest.raises(ValueError, match="`decode_tokens`=12 leaves no prompt"):
+        ThroughputArguments(models=both, **{**SMALL, "decode_tokens": 12})
+    with pytest.raises(ValueError, match="twice"):
+        run_benchmark(ThroughputArguments(models=both[:1] * 2, **SMALL))
+    with pytest.raises(ValueError, match="no model folder"):
+        run_benchmark(ThroughputArguments(models=[both[0], str(tmp_path)], **SMALL))
+    (tmp_path / "config.json").write_text('{"model_type": "no_such_model"}')
+    with pytest.raises(ValueError, match="does not describe a model"):
+        run_benchmark(ThroughputArguments(models=[both[0], str(tmp_path)], **SMALL))
+    with pytest.raises(ValueError, match="`sequence_length`=25 .* 24 positions .* `--sequence_length 24`"):
+        run_benchmark(ThroughputArguments(models=both, **{**SMALL, "sequence_length": 25}))

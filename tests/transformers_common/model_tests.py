@@ -1,0 +1,132 @@
+"""The families that the model tests of transformers run on, one row each, and the test classes made from the rows.
+
+Run by `run.py`, which makes `transformers_tests` importable first.
+"""
+
+import unittest
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers_tests import test_modeling_common as common
+from transformers_tests.test_configuration_common import ConfigTester
+from transformers_tests.test_training_mixin import TrainingTesterMixin
+
+import modeling_prism
+
+
+@dataclass
+class Family:
+    """
+    Args:
+        name (`str`): name in the report.
+        config_class (`type`): its configuration.
+        base_model_class, causal_lm_class, sequence_classification_class (`type`): its models.
+        sizes (`dict`, *optional*): what its tiny configuration sets beside `TINY`.
+    """
+
+    name: str
+    config_class: type[PreTrainedConfig]
+    base_model_class: type[PreTrainedModel]
+    causal_lm_class: type[PreTrainedModel]
+    sequence_classification_class: type[PreTrainedModel]
+    sizes: dict[str, Any] = field(default_factory=dict)
+
+
+# Odd where the architecture allows it, so that a transposed dimension fails.
+TINY = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "intermediate_size": 37,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+}
+
+FAMILIES = [
+    Family(
+        name="Prism",
+        config_class=modeling_prism.PrismConfig,
+        base_model_class=modeling_prism.PrismModel,
+        causal_lm_class=modeling_prism.PrismForCausalLM,
+        sequence_classification_class=modeling_prism.PrismForSequenceClassification,
+    ),
+]
+
+# Which heads take which labels is decided by class name, in mappings that list the models of transformers only.
+for mapping_name, attribute in {
+    "MODEL_MAPPING_NAMES": "base_model_class",
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": "causal_lm_class",
+    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": "sequence_classification_class",
+}.items():
+    # Replaced in the test module alone: the mappings of transformers itself stay as they are.
+    ours = {family.config_class.model_type: getattr(family, attribute).__name__ for family in FAMILIES}
+    setattr(common, mapping_name, {**getattr(common, mapping_name), **ours})
+
+
+class ModelTester:
+    """The tiny configuration and inputs of a family, under the names by which the mixins read them."""
+
+    is_training = True
+    batch_size = 13
+    seq_length = 7
+    num_labels = 3
+
+    def __init__(self, family: Family):
+        self.sizes = {**TINY, **family.sizes}
+        self.__dict__.update(self.sizes)
+        self.config_class = family.config_class
+        self.base_model_class = family.base_model_class
+        self.causal_lm_class = family.causal_lm_class
+        self.sequence_classification_class = family.sequence_classification_class
+
+    def get_config(self) -> PreTrainedConfig:
+        return self.config_class(**self.sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
+        config = self.get_config()
+        config.num_labels = self.num_labels
+        input_ids = common.ids_tensor([self.batch_size, self.seq_length], self.vocab_size)
+        # Rows of every length, padded on the right.
+        attention_mask = torch.ones_like(input_ids).tril()
+        return config, {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def make_model_tests(family: Family) -> dict[str, Any]:
+    def set_up(self):
+        self.model_tester = ModelTester(family)
+
+    models = (family.base_model_class, family.causal_lm_class, family.sequence_classification_class)
+    return {
+        "setUp": set_up,
+        "model_tester": None,
+        "all_model_classes": models,
+        # Skipped otherwise: a file without a copyright year counts as older than 2023.
+        "test_can_init_all_missing_weights_before_2023": True,
+        # Takes an accelerator and RUN_SLOW=1.
+        "_torch_compile_train_cls": family.causal_lm_class,
+    }
+
+
+def make_config_tests(family: Family) -> dict[str, Any]:
+    def make_test(check: str):
+        def test(self):
+            # `ConfigTester` reads the model tester off its parent.
+            self.model_tester = ModelTester(family)
+            getattr(ConfigTester(self, config_class=family.config_class, **self.model_tester.sizes), check)()
+
+        return test
+
+    checks = [name for name in vars(ConfigTester) if name.startswith(("create_and_test_", "check_"))]
+    return {f"test_{check.removeprefix('create_and_test_')}": make_test(check) for check in checks}
+
+
+for family in FAMILIES:
+    for mixin_name, bases, make_tests in (
+        ("ModelTesterMixin", (common.ModelTesterMixin, unittest.TestCase), make_model_tests),
+        ("TrainingTesterMixin", (TrainingTesterMixin, unittest.TestCase), make_model_tests),
+        ("ConfigTester", (unittest.TestCase,), make_config_tests),
+    ):
+        class_name = f"{family.name}{mixin_name}Test"
+        globals()[class_name] = type(class_name, bases, make_tests(family))
