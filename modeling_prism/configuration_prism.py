@@ -99,17 +99,23 @@ class PrismConfig(PreTrainedConfig):
         if self.head_dim is None and self.num_signal_heads > 0:
             self.head_dim = self.dictionary_expansion * self.hidden_size // self.num_signal_heads
         super().__post_init__(**kwargs)
+        # `@strict` would call it too, but wrap what it raises; from here users get a plain ValueError.
+        self.validate_architecture()
 
     def validate_architecture(self):
-        """Part of `@strict`-powered validation: what no single field can say. Raises `ValueError`."""
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "dictionary_expansion"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        """Checks what no field's type can say. Raises `ValueError`."""
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings")
+        for name, least in (*((name, 1) for name in sizes), ("dictionary_expansion", 1), ("num_attention_heads", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        for name in ("attention_dropout", "hidden_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` is a probability, from 0 to 1, got {getattr(self, name)}.")
         if not 1 <= self.num_signal_heads <= self.num_attention_heads - 1:
             raise ValueError(
                 f"`num_signal_heads` must leave at least one head to each bank: got {self.num_signal_heads} of "
                 f"`num_attention_heads`={self.num_attention_heads}; choose a value from 1 to "
-                f"{self.num_attention_heads - 1}, with `num_attention_heads` at least 2."
+                f"{self.num_attention_heads - 1}."
             )
         bank_width = self.dictionary_expansion * self.hidden_size
         if bank_width % self.num_signal_heads != 0:
@@ -136,8 +142,8 @@ class PrismConfig(PreTrainedConfig):
 
 def validate_noise_coefficient(value: float) -> None:
     """Refuses a lambda that is negative or not finite with a `ValueError`."""
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"`noise_coefficient` must be a finite number of at least 0, got {value}.")
+    if not isinstance(value, float | int) or not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"`noise_coefficient` must be a finite number of at least 0, got {value!r}.")
 
 
 __all__ = ["PrismConfig"]

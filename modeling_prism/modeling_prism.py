@@ -84,8 +84,8 @@ class PrismAttention(nn.Module):
 
     @torch.no_grad()
     def set_noise_coefficient(self, value: float):
-        init.TORCH_INIT_FUNCTIONS["constant_"](self.head_gain[: self.num_signal_heads], 1.0)
-        init.TORCH_INIT_FUNCTIONS["constant_"](self.head_gain[self.num_signal_heads :], -value)
+        self.head_gain[: self.num_signal_heads].fill_(1.0)
+        self.head_gain[self.num_signal_heads :].fill_(-value)
 
     def forward(
         self,

@@ -5,7 +5,8 @@ Counting needs neither weights nor time: the model is built and run on the meta 
 Conventions, the same for every architecture:
   - a multiply-add is 2 FLOPs; only matrix products count (embedding look-ups, norms, rotations, softmax do not);
   - a matrix that is used twice, like Prism's dictionary, counts twice;
-  - attention counts the full S x S square of scores and values, not the causal half that fused kernels may skip;
+  - attention counts the full S x S square of scores and values. Fused kernels may skip the half above the diagonal, so
+    the FLOPs a second of a model with wide attention (Prism's is four times as wide) come out higher, not lower;
   - the backward pass is twice the forward pass, and nothing is recomputed.
 """
 

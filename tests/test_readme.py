@@ -1,0 +1,85 @@
+"""What the README tells people to run, runs."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from modeling_prism import PrismConfig, PrismForCausalLM
+from training import tell
+from training.data import DataArguments, load_texts, train_tokenizer
+from training.pretrain import parse_arguments
+
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = re.findall(r"-m (training\.pretrain configuration\S+[^#\n]*)", README)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A stand-in for outputs/quickstart: a tiny model with its tokenizer."""
+    folder = tmp_path_factory.mktemp("outputs")
+    texts = load_texts(DataArguments(num_train_stories=50, num_validation_stories=1))
+    tokenizer: PreTrainedTokenizerFast = train_tokenizer(texts["train"], 400)
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    sizes = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
+    PrismForCausalLM(PrismConfig(vocab_size=400, **sizes, **ids)).save_pretrained(folder / "quickstart")
+    tokenizer.save_pretrained(folder / "quickstart")
+    return folder
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
+def test_python_runs(code, trained):
+    code = code.replace("outputs/", f"{trained}/")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=trained)
+    assert done.returncode == 0, done.stderr
+    if "finetuned" in code:
+        tuned, before = (
+            PrismForCausalLM.from_pretrained(trained / name).state_dict() for name in ("finetuned", "quickstart")
+        )
+        assert any((tuned[name] != before[name]).any() for name in tuned)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_training_commands_parse(command):
+    arguments = [argument.strip("'") for argument in command.split()[1:]]
+    model, data, training = parse_arguments([*arguments, "--use_cpu", "true", "--bf16", "false"])
+    assert model.model_config or model.init_from
+    assert Path(ROOT, arguments[0]).is_file()
+
+
+def test_there_is_something_to_run():
+    assert len(PYTHON) == 2 and len(COMMANDS) >= 5
+
+
+def test_tell(trained, capsys):
+    story = tell.main([str(trained / "quickstart"), "--prompt", "Tom and Mia", "--max_new_tokens", "5"])
+    assert story.startswith("Tom and Mia") and story in capsys.readouterr().out
+
+
+def test_every_file_of_the_tree_exists():
+    tree = README.split("## Files")[1].split("```")[1]
+    top = None
+    for line in tree.strip().splitlines():
+        name = line.split()[0]
+        if not line.startswith(" "):
+            top = name
+            assert (ROOT / name).exists(), name
+        elif "<" not in name:
+            assert (ROOT / top / name).exists(), f"{top}{name}"
+
+
+def test_a_wheel_holds_the_package_and_nothing_else(tmp_path):
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"modeling_prism"}
+    assert "modeling_prism/modeling_prism.py" in names
