@@ -39,6 +39,12 @@ def test_flops_equal_the_formula(config, multiply_adds):
     assert kept == pytest.approx(2 * multiply_adds * S - 2 * V * D * (S - 1))
 
 
+def test_causal_count_is_that_of_the_pairs_on_and_below_the_diagonal():
+    pairs = S * (S + 1) / 2
+    expected = L * (8 * D * D + 2 * 4 * D * pairs / S + 2 * D * F) + V * D
+    assert forward_flops_per_token(PrismConfig(**SIZES), S, causal=True) == pytest.approx(2 * expected)
+
+
 def test_model_and_config_agree_whatever_the_attention():
     config = PrismConfig(**SIZES)
     for attention in ("eager", "sdpa"):

@@ -83,8 +83,8 @@ def test_measures_every_phase_of_every_model(folders, tmp_path):
 
 def test_ratios_are_taken_round_by_round():
     results = {
-        "a": summarize({"seconds": [1.0, 2.0, 4.0]}, tokens=8, flops_per_token=10),
-        "b": summarize({"seconds": [0.5, 2.0, 1.0]}, tokens=8, flops_per_token=5),
+        "a": summarize({"seconds": [1.0, 2.0, 4.0]}, tokens=8, flops_per_token={"flops": 10}),
+        "b": summarize({"seconds": [0.5, 2.0, 1.0]}, tokens=8, flops_per_token={"flops": 5}),
     }
     add_ratios(results, "a")
     assert results["b"]["median_tokens_per_second"] == 8

@@ -28,7 +28,10 @@ class _WithoutValues(TorchFunctionMode):
 
 
 def forward_flops_per_token(
-    model_or_config: PreTrainedModel | PreTrainedConfig, sequence_length: int, logits_to_keep: int = 0
+    model_or_config: PreTrainedModel | PreTrainedConfig,
+    sequence_length: int,
+    logits_to_keep: int = 0,
+    causal: bool = False,
 ) -> float:
     """
     FLOPs of the forward pass over `sequence_length` tokens without a cache, divided by `sequence_length`.
@@ -39,6 +42,8 @@ def forward_flops_per_token(
         sequence_length (`int`): number of tokens of the sequence; attention makes the cost of a token grow with it.
         logits_to_keep (`int`, defaults to 0): number of last positions whose logits are computed, 0 for all; ignored
             for models that always compute all.
+        causal (`bool`, defaults to `False`): count of scores and values only the S (S + 1) / 2 pairs on and below the
+            diagonal.
 
     Returns:
         `float`: FLOPs a token, in the conventions of this file.
@@ -60,9 +65,16 @@ def forward_flops_per_token(
         arguments["logits_to_keep"] = logits_to_keep
     with _WithoutValues(), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(input_ids=input_ids, **arguments)
-    return counter.get_total_flops() / sequence_length
+    flops = counter.get_total_flops()
+    if causal:
+        # Products of two activations are batched; those with a weight are not.
+        attention = counter.get_flop_counts()["Global"].get(torch.ops.aten.bmm, 0)
+        flops -= attention * (sequence_length - 1) / (2 * sequence_length)
+    return flops / sequence_length
 
 
-def training_flops_per_token(model_or_config: PreTrainedModel | PreTrainedConfig, sequence_length: int) -> float:
+def training_flops_per_token(
+    model_or_config: PreTrainedModel | PreTrainedConfig, sequence_length: int, causal: bool = False
+) -> float:
     """FLOPs a token of a training step: three forward passes, see `forward_flops_per_token`; no optimizer."""
-    return 3 * forward_flops_per_token(model_or_config, sequence_length)
+    return 3 * forward_flops_per_token(model_or_config, sequence_length, causal=causal)

@@ -13,7 +13,8 @@ A model is a folder that `AutoConfig` reads; without weights in it, the model is
 Every round times every model, in an order that rotates, so that what slows the machine for a while slows all of
 them; ratios are taken within a round, and their median is reported with the extremes: where these lie far apart, the
 machine was busy and the ratio says nothing. Dropout is 0 in all models, and all read the same token ids. FLOPs are
-counted as `training/flops.py` says, without the optimizer. Peak memory is that of the model itself (weights, optimizer
+counted as `training/flops.py` says, without the optimizer: with the full square of attention, and (causal ratio) with
+the half that a causal kernel cannot skip. Peak memory is that of the model itself (weights, optimizer
 state and what the timed code allocates) on CUDA; on a CPU all models share one heap, and no figure is given.
 """
 
@@ -248,20 +249,20 @@ def measure(
     return measured
 
 
-def summarize(measured: dict[str, list], tokens: int, flops_per_token: float | None) -> dict:
-    """Adds to the raw rounds of one model: tokens and, where `flops_per_token` is known, FLOPs a second."""
+def summarize(measured: dict[str, list], tokens: int, flops_per_token: dict[str, float]) -> dict:
+    """Adds to the raw rounds of one model tokens a second and, by each convention of `flops_per_token`, FLOPs."""
     rates = [tokens / seconds for seconds in measured["seconds"]]
     result = {**measured, "tokens_per_second": rates, "median_tokens_per_second": statistics.median(rates)}
-    if flops_per_token is not None:
-        flops = [rate * flops_per_token for rate in rates]
-        result |= {"flops_per_token": flops_per_token, "flops_per_second": flops}
-        result["median_flops_per_second"] = statistics.median(flops)
+    for convention, per_token in flops_per_token.items():
+        flops = [rate * per_token for rate in rates]
+        result |= {f"{convention}_per_token": per_token, f"{convention}_per_second": flops}
+        result[f"median_{convention}_per_second"] = statistics.median(flops)
     return result
 
 
 def add_ratios(results: dict[str, dict], reference: str) -> None:
-    """Adds the ratio to the reference, round by round, of every rate: `tokens_ratio` and `flops_ratio`."""
-    for key in ("tokens", "flops"):
+    """Adds the ratio to the reference, round by round, of every rate: tokens, FLOPs, causal FLOPs."""
+    for key in ("tokens", "flops", "causal_flops"):
         base = results[reference].get(f"{key}_per_second")
         for result in results.values() if base else ():
             rounds = [own / other for own, other in zip(result[f"{key}_per_second"], base)]
@@ -316,11 +317,11 @@ def run_benchmark(arguments: ThroughputArguments) -> dict:
     shape = (arguments.batch_size, arguments.sequence_length)
     input_ids = torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(0)).to(arguments.device)
 
-    def training_flops(arm: Arm) -> float:
-        return training_flops_per_token(arm.model, arguments.sequence_length)
+    def training_flops(arm: Arm, causal: bool) -> float:
+        return training_flops_per_token(arm.model, arguments.sequence_length, causal=causal)
 
-    def prefill_flops(arm: Arm) -> float:
-        return forward_flops_per_token(arm.model, arguments.sequence_length, logits_to_keep=1)
+    def prefill_flops(arm: Arm, causal: bool) -> float:
+        return forward_flops_per_token(arm.model, arguments.sequence_length, logits_to_keep=1, causal=causal)
 
     tokens = input_ids.numel() * arguments.steps
     phases = {}
@@ -336,7 +337,12 @@ def run_benchmark(arguments: ThroughputArguments) -> dict:
                 arm.model.eval().to(getattr(torch, arguments.dtype))
         measured = measure(arms, lambda arm, prepare=prepare: prepare(arm, input_ids, arguments), arguments)
         phases[phase] = {
-            arm.name: summarize(measured[arm.name], phase_tokens, flops(arm) if flops else None) for arm in arms
+            arm.name: summarize(
+                measured[arm.name],
+                phase_tokens,
+                {"flops": flops(arm, False), "causal_flops": flops(arm, True)} if flops else {},
+            )
+            for arm in arms
         }
         add_ratios(phases[phase], reference)
 
@@ -375,8 +381,10 @@ def format_report(result: dict) -> str:
     lines += [f"- medians of {arguments['rounds']} rounds; ratios to {result['reference']}: median (min to max)"]
     for phase, by_model in result["phases"].items():
         lines += ["", f"### {phase.capitalize()}", ""]
-        lines += ["| model | parameters | tokens/s | ratio | MFLOP/token | GFLOP/s | ratio | peak memory |"]
-        lines += ["| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
+        lines += [
+            "| model | parameters | tokens/s | ratio | MFLOP/token | GFLOP/s | ratio | causal ratio | peak memory |"
+        ]
+        lines += ["| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
         for name, entry in by_model.items():
             flops = f"{entry['flops_per_token'] / 1e6:.2f}" if "flops_per_token" in entry else ""
             rate = f"{entry['median_flops_per_second'] / 1e9:.1f}" if "flops_per_token" in entry else ""
@@ -389,6 +397,7 @@ def format_report(result: dict) -> str:
                 flops,
                 rate,
                 ratio(entry.get("flops_ratio")),
+                ratio(entry.get("causal_flops_ratio")),
                 peak,
             )
             lines += ["| " + " | ".join(cells) + " |"]
