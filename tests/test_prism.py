@@ -1,6 +1,9 @@
 """What is particular to Prism: the equations, the dictionary, the banks, lambda, the angles, the config's refusals."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -457,3 +460,31 @@ def test_a_sequence_beyond_the_learned_positions_is_refused():
         model(random_ids(1, 2), position_ids=torch.tensor([[63, 64]]))
     # Rotary positions alone have no last one.
     assert DEFAULT.model()(random_ids(1, 65)).logits.isfinite().all()
+
+
+TENSOR_PARALLEL = """
+import sys
+import torch
+import modeling_prism
+from transformers import AutoModelForCausalLM
+
+input_ids = torch.arange(20).view(2, 10)
+whole = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+split = AutoModelForCausalLM.from_pretrained(sys.argv[1], tp_plan="auto")
+assert split.model.layers[0].mlp.up_proj.weight.to_local().shape == (19, 32)
+torch.testing.assert_close(split(input_ids).logits, whole(input_ids).logits, atol=1e-5, rtol=0)
+"""
+
+
+def test_tensor_parallel_plan(tmp_path):
+    config = PrismConfig(**{**COMMON, "intermediate_size": 38}, num_attention_heads=4)
+    PrismForCausalLM(config).save_pretrained(tmp_path / "model")
+    (tmp_path / "script.py").write_text(TENSOR_PARALLEL)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, str(tmp_path / "script.py"), str(tmp_path / "model")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
