@@ -1,0 +1,95 @@
+"""
+Does a model remember who owned what? Tests a saved model on the long-range bindings of the built-in stories.
+
+```bash
+python -m training.bindings outputs/quickstart --num_stories 200
+```
+"""
+
+import sys
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import torch
+from tqdm.auto import tqdm
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    HfArgumentParser,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+import modeling_prism  # noqa: F401  (registers the architectures)
+from training.tasks.stories import Probe, tell
+
+
+@dataclass
+class BindingArguments:
+    """How many stories to ask about."""
+
+    num_stories: int = field(default=200, metadata={"help": "Validation stories whose probes are asked."})
+    seed: int = field(default=1, metadata={"help": "Which stories."})
+
+
+@torch.no_grad()
+def answers_right(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, probe: Probe) -> bool:
+    """
+    Whether the model finds the true continuation of a probe more probable than every false one.
+
+    Candidates are compared by the sum of ln p over their tokens, given the story so far. A story longer than the
+    model's context loses its beginning.
+    """
+    story = tokenizer(tokenizer.bos_token + probe.prompt, add_special_tokens=False)["input_ids"]
+    scores = []
+    for candidate in (probe.answer, *probe.wrong_answers):
+        continuation = tokenizer(candidate, add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([[*story, *continuation][-model.config.max_position_embeddings :]], device=model.device)
+        logits = model(input_ids=ids, use_cache=False).logits[0, -len(continuation) - 1 : -1].float()
+        scores.append(logits.log_softmax(-1).gather(1, ids[0, -len(continuation) :, None]).sum().item())
+    return scores[0] > max(scores[1:])
+
+
+def binding_accuracy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, num_stories: int, seed: int = 1
+) -> dict[str, dict[str, float]]:
+    """
+    Accuracy on the probes of `num_stories` validation stories.
+
+    Returns:
+        by kind of binding, and for `all` of them: `accuracy`, `chance` (one over the number of candidates, averaged)
+        and `probes`, their number.
+    """
+    results = defaultdict(list)
+    for index in tqdm(range(num_stories), desc="Asking"):
+        for probe in tell((seed << 32) + index, "validation").questions:
+            outcome = (answers_right(model, tokenizer, probe), 1 / (1 + len(probe.wrong_answers)))
+            results[probe.kind].append(outcome)
+            results["all"].append(outcome)
+    return {
+        kind: {
+            "accuracy": sum(right for right, _ in outcomes) / len(outcomes),
+            "chance": sum(chance for _, chance in outcomes) / len(outcomes),
+            "probes": len(outcomes),
+        }
+        for kind, outcomes in sorted(results.items())
+    }
+
+
+def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
+    parser = HfArgumentParser(BindingArguments, prog="python -m training.bindings")
+    parser.add_argument("model", help="Folder or hub name of a trained model.")
+    arguments, rest = parser.parse_args_into_dataclasses(
+        sys.argv[1:] if argv is None else argv, look_for_args_file=False
+    )
+    model = AutoModelForCausalLM.from_pretrained(rest.model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(rest.model)
+    results = binding_accuracy(model, tokenizer, arguments.num_stories, arguments.seed)
+    print("| binding | accuracy | chance | probes |\n| --- | ---: | ---: | ---: |")
+    for kind, row in results.items():
+        print(f"| {kind} | {row['accuracy']:.2f} | {row['chance']:.2f} | {row['probes']} |")
+    return results
+
+
+if __name__ == "__main__":
+    main()
