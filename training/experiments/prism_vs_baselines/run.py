@@ -3,7 +3,15 @@ Prism against parameter- and compute-matched baselines on TinyStories: same toke
 arm at the best of the same learning rates. Finished runs are kept, so a stopped experiment goes on where it was.
 
 ```bash
-python -m training.experiments.prism_vs_baselines.run --dataset_name ../shared/data/tinystories
+python -m training.experiments.prism_vs_baselines.run --dataset_name FOLDER
+```
+
+The speeds in the table are of another command, to be run on a quiet machine:
+
+```bash
+cd configuration/models
+python -m training.benchmarks.throughput llama-tiny prism-tiny gpt-neox-tiny gpt2-tiny --rounds 9 \
+    --output ../../training/experiments/prism_vs_baselines/throughput.json
 ```
 """
 
@@ -14,9 +22,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from transformers import HfArgumentParser
+from transformers import AutoConfig, HfArgumentParser
 
 from training import pretrain
+from training.flops import training_flops_per_token
 
 
 PARAMETER_MATCHED = ["prism-tiny", "gpt-neox-tiny", "gpt2-tiny", "llama-tiny"]
@@ -91,20 +100,31 @@ def at_best_rate(rows: list[dict], arm: str) -> list[dict]:
     return [row for row in rows if row["learning_rate"] == best["learning_rate"]]
 
 
-def make_table(rows: list[dict]) -> str:
-    """The Markdown table of the README: one row an arm, mean and standard deviation over seeds."""
+def make_table(rows: list[dict], speeds: dict[str, dict]) -> str:
+    """
+    The Markdown table of the README: one row an arm, mean and standard deviation over seeds.
+
+    Args:
+        rows (`list[dict]`): closing rows of the runs.
+        speeds (`dict[str, dict]`): training phase of `training.benchmarks.throughput`, by arm; ratios to llama-tiny.
+    """
     lines = [
-        "| arm | parameters | training MFLOPs a token | best learning rate | bits per byte | nats a token | seeds |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| arm | parameters | training MFLOPs a token (causal) | best learning rate | bits per byte | nats a token "
+        "| seeds | tokens a second / Llama's |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for arm in dict.fromkeys(row["arm"] for row in rows):
         best = at_best_rate(rows, arm)
         bits = np.array([row["bits_per_byte"] for row in best])
         nats = np.array([row["nats_per_token"] for row in best])
         spread = f" ± {bits.std(ddof=1):.3f}" if len(bits) > 1 else ""
+        config = AutoConfig.from_pretrained(f"configuration/models/{arm}")
+        causal = training_flops_per_token(config, config.max_position_embeddings, causal=True)
+        speed = f"{speeds[arm]['tokens_ratio']['median']:.2f}" if arm in speeds else "not measured"
+        square = best[0]["training_flops_per_token"]
         lines.append(
-            f"| {arm} | {best[0]['parameters']:,} | {best[0]['training_flops_per_token'] / 1e6:.1f} "
-            f"| {best[0]['learning_rate']:g} | {bits.mean():.3f}{spread} | {nats.mean():.3f} | {len(best)} |"
+            f"| {arm} | {best[0]['parameters']:,} | {square / 1e6:.1f} ({causal / 1e6:.1f}) "
+            f"| {best[0]['learning_rate']:g} | {bits.mean():.3f}{spread} | {nats.mean():.3f} | {len(best)} | {speed} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -140,7 +160,10 @@ def main(argv: list[str] | None = None) -> None:
     results = Path(arguments.results_dir)
     results.mkdir(parents=True, exist_ok=True)
     (results / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    table = make_table(rows)
+    speeds = {}
+    if (results / "throughput.json").is_file():
+        speeds = json.loads((results / "throughput.json").read_text(encoding="utf-8"))["phases"]["training"]
+    table = make_table(rows, speeds)
     (results / "table.md").write_text(table, encoding="utf-8")
     plot(rows, results / "bits_per_byte.png")
     print(table)
