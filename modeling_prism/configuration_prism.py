@@ -140,10 +140,15 @@ class PrismConfig(PreTrainedConfig):
         validate_noise_coefficient(self.noise_coefficient)
 
 
-def validate_noise_coefficient(value: float) -> None:
-    """Refuses a lambda that is negative or not finite with a `ValueError`."""
-    if not isinstance(value, float | int) or not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"`noise_coefficient` must be a finite number of at least 0, got {value!r}.")
+def validate_noise_coefficient(value: float, name: str = "noise_coefficient") -> float:
+    """Returns lambda as a `float`, or refuses it with a `ValueError` if it is negative or no finite number."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"`{name}` must be a finite number of at least 0, got {value!r}.")
+    return number
 
 
 __all__ = ["PrismConfig"]

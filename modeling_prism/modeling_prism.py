@@ -50,16 +50,36 @@ class PrismRotaryEmbedding(nn.Module):
     def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines of shape (B or 1, H, S, D / 2), in the dtype of `hidden_states`."""
         exponents = torch.arange(0, self.head_dim, 2, device=position_ids.device, dtype=torch.float) / self.head_dim
-        banks = [(theta**-exponents).expand(heads, -1) for theta, heads in zip(self.thetas, self.heads_per_bank)]
-        inv_freq = torch.cat(banks)  # (H, D / 2)
+        inv_freq = torch.stack([theta**-exponents for theta in self.thetas])  # (2, D / 2)
         angles = position_ids[:, None, :, None].float() * inv_freq[:, None, :]
-        return angles.cos().to(hidden_states.dtype), angles.sin().to(hidden_states.dtype)
+        cos, sin = angles.cos().to(hidden_states.dtype), angles.sin().to(hidden_states.dtype)
+        return self._bank_to_heads(cos), self._bank_to_heads(sin)
+
+    def _bank_to_heads(self, table: torch.Tensor) -> torch.Tensor:
+        banks = zip(table.split(1, dim=1), self.heads_per_bank)
+        return torch.cat([bank.expand(-1, num_heads, -1, -1) for bank, num_heads in banks], dim=1)
 
 
 def apply_rotary_pos_emb(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotates `states` (B, H, S, D) in the planes (j, j + D / 2) by the angles of `cos` and `sin` (B, H, S, D / 2)."""
     first, second = states.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class PrismDictionary(nn.Module):
+    """
+    The dictionary U, of shape (M, d), applied on both sides: `U z` gives the codes of z, `U^T y` puts codes together.
+
+    A module of its own and no `nn.Linear`: whatever hooks, offloads or replaces a linear layer expects one use of it.
+    """
+
+    def __init__(self, num_codes: int, hidden_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_codes, hidden_size))
+
+    def forward(self, states: torch.Tensor, transposed: bool = False) -> torch.Tensor:
+        """Maps (..., d) to (..., M), or if `transposed` (..., M) to (..., d)."""
+        return torch.matmul(states, self.weight if transposed else self.weight.t())
 
 
 class PrismAttention(nn.Module):
@@ -76,7 +96,7 @@ class PrismAttention(nn.Module):
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
 
-        self.dictionary = nn.Linear(config.hidden_size, config.num_attention_heads * self.head_dim, bias=False)
+        self.dictionary = PrismDictionary(config.num_attention_heads * self.head_dim, config.hidden_size)
         # +1 for signal heads, -lambda for noise heads. A buffer, so that a new lambda moves with the device and does
         # not recompile; not saved, because the config is where lambda is kept.
         self.head_gain = nn.Buffer(torch.ones(config.num_attention_heads), persistent=False)
@@ -118,8 +138,7 @@ class PrismAttention(nn.Module):
         )
 
         attn_output = (attn_output * self.head_gain[:, None]).reshape(*input_shape, -1)
-        # The same dictionary, on the other side: (B, S, M) @ (M, d).
-        attn_output = torch.matmul(attn_output, self.dictionary.weight) * self.output_scaling
+        attn_output = self.dictionary(attn_output, transposed=True) * self.output_scaling
         return attn_output, attn_weights
 
 
@@ -152,19 +171,6 @@ class PrismDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.dropout(mlp_output)
 
 
-class PrismPositionEmbedding(nn.Embedding):
-    """Learned absolute positions (option). Raises `ValueError` for a position beyond the table."""
-
-    def forward(self, position_ids: torch.Tensor) -> torch.Tensor:
-        if not torch.compiler.is_compiling() and position_ids.max() >= self.num_embeddings:
-            raise ValueError(
-                f"Position {int(position_ids.max())} lies beyond the learned position table of "
-                f"`max_position_embeddings`={self.num_embeddings}: shorten the sequence (positions count from 0), or "
-                "train with `learned_position_embeddings=False`."
-            )
-        return super().forward(position_ids)
-
-
 class PrismPreTrainedModel(PreTrainedModel):
     config: PrismConfig
     config_class = PrismConfig
@@ -182,11 +188,11 @@ class PrismPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, PrismAttention):
-            weight = module.dictionary.weight
+        if isinstance(module, PrismDictionary):
             # Orthonormal columns, U^T U = I: a tight frame. QR needs fp32.
-            if not getattr(weight, "_is_hf_initialized", False):
-                weight.copy_(init.orthogonal_(torch.empty_like(weight, dtype=torch.float)))
+            if not getattr(module.weight, "_is_hf_initialized", False):
+                module.weight.copy_(init.orthogonal_(torch.empty_like(module.weight, dtype=torch.float)))
+        elif isinstance(module, PrismAttention):
             # Buffers that are not saved hold garbage after `from_pretrained` until they are filled here.
             module.set_noise_coefficient(self.config.noise_coefficient)
         elif hasattr(module, "initializer_std"):
@@ -198,8 +204,11 @@ class PrismPreTrainedModel(PreTrainedModel):
 
         Args:
             value (`float`): the new lambda, finite and at least 0 (published: from 0.01 to 0.1 over a run).
+
+        The config is where lambda is kept: `save_pretrained` carries it, a bare `state_dict` does not, and assigning
+        `config.noise_coefficient` changes what is saved but not what is computed.
         """
-        validate_noise_coefficient(value)
+        value = validate_noise_coefficient(value)
         self.config.noise_coefficient = value
         for module in self.modules():
             if isinstance(module, PrismAttention):
@@ -235,7 +244,7 @@ class PrismModel(PrismPreTrainedModel):
 
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         if config.learned_position_embeddings:
-            self.embed_positions = PrismPositionEmbedding(config.max_position_embeddings, config.hidden_size)
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(
             [PrismDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
@@ -263,6 +272,8 @@ class PrismModel(PrismPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
 
+        if self.config.learned_position_embeddings:
+            self._check_positions(position_ids, inputs_embeds.shape[1], past_key_values)
         if position_ids is None:
             past_seen_tokens = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_seen_tokens
@@ -300,6 +311,22 @@ class PrismModel(PrismPreTrainedModel):
             last_hidden_state=self.norm(hidden_states),
             past_key_values=past_key_values,
         )
+
+    def _check_positions(self, position_ids: torch.Tensor | None, num_tokens: int, past_key_values: Cache | None):
+        """Refuses positions beyond the learned table, where their values can be read without breaking a graph."""
+        if position_ids is None:
+            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            last = past + num_tokens - 1 if isinstance(past, int) else num_tokens - 1
+        elif torch.compiler.is_compiling() or position_ids.is_meta:
+            return
+        else:
+            last = int(position_ids.max())
+        if last >= self.config.max_position_embeddings:
+            raise ValueError(
+                f"Position {last} lies beyond the learned position table of `max_position_embeddings`="
+                f"{self.config.max_position_embeddings}: shorten the sequence (positions count from 0), or train with "
+                "`learned_position_embeddings=False`."
+            )
 
 
 class PrismForCausalLM(PrismPreTrainedModel, LlamaForCausalLM):

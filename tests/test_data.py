@@ -115,6 +115,26 @@ def test_a_missing_column_is_named(tmp_path):
         load_texts(arguments)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "content", "message"),
+    [
+        ("jsonl", '{"text": 3}\n{"text": 4}\n', "`text_column`='text' .* holds no text"),
+        ("jsonl", '{"text": "a"}\n{"te', "train.jsonl' could not be read as .jsonl"),
+        ("parquet", "not parquet", "train.parquet' could not be read as .parquet"),
+    ],
+)
+def test_damaged_files_are_named(suffix, content, message, tmp_path):
+    folder = folder_of(tmp_path, suffix)
+    (tmp_path / f"train.{suffix}").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_texts(DataArguments(dataset_name=folder))
+
+
+def test_a_text_cannot_end_itself(tokenizer):
+    blocks = make_blocks(parts("a<|endoftext|>b"), tokenizer, DataArguments(block_size=4))
+    assert sum(row["input_ids"].count(tokenizer.eos_token_id) for row in blocks.train) == 1
+
+
 def test_any_text_survives_the_tokenizer(tmp_path):
     texts = load_texts(DataArguments(num_train_stories=50, num_validation_stories=1))
     tokenizer = train_tokenizer(texts["train"], 400)

@@ -44,6 +44,14 @@ def test_scores_are_of_the_next_token_and_skip_what_is_masked():
     logits[0, 0, 1] = logits[0, 1, 3] = 0.0
     scores = score_tokens((logits, "cache"), labels)
     assert scores[0, :, 1].tolist()[:2] == [1.0, 0.0]
-    assert scores[0, 0, 0] == pytest.approx(0.0) and scores[0, 1, 0] > 1e3 and torch.isnan(scores[0, 2, 0])
-    metrics = language_modeling_metrics(1.0)(EvalPrediction(scores.numpy()[:, [0, 2]], np.array(labels)))
-    assert metrics["next_token_accuracy"] == 1.0 and metrics["nats_per_token"] == pytest.approx(0.0)
+    assert scores[0, 0, 0] == pytest.approx(0.0) and scores[0, 1, 0] > 1e3
+    metrics = language_modeling_metrics(1.0)(EvalPrediction(scores.numpy(), labels.numpy()))
+    assert metrics["next_token_accuracy"] == 0.5 and metrics["nats_per_token"] > 1e3
+
+
+def test_a_model_that_diverged_has_bad_metrics_and_no_error():
+    labels = np.zeros((1, 4), dtype=int)
+    for nll, loss, perplexity in (([1.0, np.nan, 3.0], np.nan, np.nan), ([800.0] * 3, 800.0, np.inf)):
+        scores = np.stack((np.array([nll]), np.zeros((1, 3))), axis=-1)
+        metrics = language_modeling_metrics(1.0)(EvalPrediction(scores, labels))
+        np.testing.assert_equal([metrics["nats_per_token"], metrics["perplexity"]], [loss, perplexity])

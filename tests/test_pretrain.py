@@ -1,5 +1,6 @@
 """The training command, end to end on tiny models: what it writes, that it resumes exactly, what it refuses."""
 
+import concurrent.futures
 import json
 import os
 import signal
@@ -10,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from modeling_prism import PrismConfig
@@ -108,29 +108,34 @@ def test_the_model_is_evaluated_before_during_and_after(finished):
     output_dir, result = finished
     state = json.loads((output_dir / "trainer_state.json").read_text())
     evaluations = [log for log in state["log_history"] if "eval_bits_per_byte" in log]
-    assert [log["step"] for log in evaluations] == [0, 3, 6, 6]
+    assert [log["step"] for log in evaluations] == [0, 3, 6]
     assert evaluations[-1]["eval_bits_per_byte"] == result["bits_per_byte"] < evaluations[0]["eval_bits_per_byte"]
     samples = [json.loads(line) for line in (output_dir / "samples.jsonl").read_text().splitlines()]
-    assert [sample["step"] for sample in samples] == [0, 3, 6, 6]
+    assert [sample["step"] for sample in samples] == [0, 3, 6]
     assert all(sample["story"].startswith("Once upon a time") for sample in samples)
 
 
 def test_lambda_follows_its_schedule(finished):
     assert scheduled_noise_coefficient(0, 6) == 0.01 and scheduled_noise_coefficient(3, 6) == pytest.approx(0.055)
-    assert scheduled_noise_coefficient(6, 6) == pytest.approx(0.10)
+    assert scheduled_noise_coefficient(6, 6) == scheduled_noise_coefficient(7, 6) == pytest.approx(0.10)
+    history = json.loads((finished[0] / "trainer_state.json").read_text())["log_history"]
+    logged = {log["step"]: log["noise_coefficient"] for log in history if "grad_norm" in log}
+    assert logged == {step: scheduled_noise_coefficient(step, 6) for step in range(1, 7)}
     checkpoint = AutoModelForCausalLM.from_pretrained(finished[0] / "checkpoint-4")
     assert checkpoint.config.noise_coefficient == scheduled_noise_coefficient(4, 6)
     gain = checkpoint.model.layers[0].self_attn.head_gain
     assert gain.tolist() == pytest.approx([1.0, 1.0, *[-scheduled_noise_coefficient(4, 6)] * 2])
 
 
-def test_every_saved_model_carries_its_card(finished):
+def test_every_saved_model_carries_its_card(finished, corpus):
     output_dir, result = finished
     for folder in (output_dir, output_dir / "checkpoint-4", output_dir / "checkpoint-6"):
         card = ModelCard.load(folder / "README.md")
         assert card.data.pipeline_tag == "text-generation" and "prism" in card.data.tags
         for part in ("PrismForCausalLM", "trust_remote_code=True", "global_batch_size: 4", "code revision"):
             assert part in card.text
+        # Where things lay on somebody's disk is not published.
+        assert str(corpus.parent) not in card.content and str(output_dir.parent) not in card.content
     metrics = {r.metric_type: r.metric_value for r in ModelCard.load(output_dir / "README.md").data.eval_results}
     assert metrics["bits_per_byte"] == pytest.approx(result["bits_per_byte"], abs=1e-4)
 
@@ -164,13 +169,32 @@ NoiseCoefficientCallback.on_step_begin = killed
 """
 
 
-@pytest.mark.parametrize("code", [KILL_WHILE_SAVING, KILL_BETWEEN_SAVES], ids=["while saving", "between saves"])
-def test_a_killed_run_resumes_to_the_same_end(code, recipe, finished, tmp_path):
+# Kills it when all is done but the final save.
+KILL_AT_THE_END = """
+import os, signal
+from training.pretrain import PretrainTrainer
+save_model = PretrainTrainer.save_model
+def killed(self, *args, _internal_call=False, **kwargs):
+    if not _internal_call:
+        os.kill(os.getpid(), signal.SIGKILL)
+    save_model(self, *args, _internal_call=_internal_call, **kwargs)
+PretrainTrainer.save_model = killed
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "checkpoint"),
+    [(KILL_WHILE_SAVING, 2), (KILL_BETWEEN_SAVES, 2), (KILL_AT_THE_END, 6)],
+    ids=["while saving", "between saves", "at the end"],
+)
+def test_a_killed_run_resumes_to_the_same_end(code, checkpoint, recipe, finished, tmp_path):
     output_dir = tmp_path / "killed"
     killed = run_process(recipe, output_dir, code=code)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (output_dir / "results.json").exists()
-    assert last_complete_checkpoint(output_dir).endswith("checkpoint-2")
+    assert last_complete_checkpoint(output_dir) == str(output_dir / f"checkpoint-{checkpoint}")
+    # Nor does a damaged tokenizer in the folder matter: the checkpoint has its own.
+    (output_dir / "tokenizer.json").write_text("{")
     result = run(recipe, output_dir)
     assert_same_run(output_dir, finished[0])
     assert result["nats_per_token"] == finished[1]["nats_per_token"]
@@ -198,10 +222,27 @@ def test_two_processes_give_the_losses_of_one(recipe, tmp_path):
         assert one == pytest.approx(two, abs=2e-5) and len(one) >= 3, name
 
 
-def test_a_trained_model_can_be_fine_tuned(recipe, finished, tmp_path):
-    options = ["--init_from", finished[0], "--model_config", "", "--learning_rate", "0", "--max_steps", "1"]
-    run(recipe, tmp_path / "tuned", *options, "--noise_coefficient_start", "0.1")
-    assert_same_run(tmp_path / "tuned", finished[0])
+def test_fine_tuning_starts_from_the_model_as_it_was_saved(recipe, finished, tmp_path):
+    options = ["--init_from", finished[0] / "checkpoint-4", "--model_config", "", "--learning_rate", "0"]
+    run(recipe, tmp_path / "tuned", *options, "--max_steps", "1")
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(f) for f in (finished[0] / "checkpoint-4", tmp_path / "tuned")
+    )
+    assert before.config.noise_coefficient == after.config.noise_coefficient == scheduled_noise_coefficient(4, 6)
+    for name, weight in before.state_dict().items():
+        assert torch.equal(weight, after.state_dict()[name]), name
+    assert "fine-tuned from" in (tmp_path / "tuned" / "README.md").read_text()
+    with pytest.raises(ValueError, match="`tokenizer_name` goes with a new model"):
+        run(recipe, tmp_path / "other", *options, "--tokenizer_name", finished[0])
+
+
+def test_the_best_model_is_saved_with_its_own_lambda(recipe, tmp_path):
+    options = ["--load_best_model_at_end", "true", "--metric_for_best_model", "bits_per_byte", "--eval_steps", "2"]
+    # The greatest loss, so that the best step is not the last.
+    run(recipe, tmp_path / "best", *options, "--greater_is_better", "true")
+    best = json.loads((tmp_path / "best" / "trainer_state.json").read_text())["best_global_step"]
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "best")
+    assert best < 6 and saved.config.noise_coefficient == scheduled_noise_coefficient(best, 6)
 
 
 def test_baselines_go_through_the_same_command(recipe, tmp_path):
@@ -220,19 +261,30 @@ def test_stories_kept_apart(recipe, tmp_path):
 
 def test_push_to_hub_keeps_our_card(recipe, tmp_path, monkeypatch):
     # The hub is not reached: what would be uploaded is looked at instead.
-    uploaded = {}
+    uploads = []
 
     class Hub:
         def create_repo(self, name, **kwargs):
             return type("RepoUrl", (), {"repo_id": name})()
 
         def upload_folder(self, folder_path, **kwargs):
-            uploaded["card"] = Path(folder_path, "README.md").read_text()
+            files = {
+                file.name: file.read_text(errors="replace") for file in Path(folder_path).iterdir() if file.is_file()
+            }
+            uploads.append(files)
+            job = concurrent.futures.Future()
+            job.set_result(None)
+            return job
 
     monkeypatch.setattr("transformers.trainer.hf_api", Hub)
-    options = ["--push_to_hub", "true", "--hub_model_id", "somebody/storyteller", "--hub_strategy", "end"]
-    run(recipe, tmp_path / "pushed", *options, "--max_steps", "2")
-    assert "somebody/storyteller" in uploaded["card"] and "signal-noise decomposition" in uploaded["card"]
+    options = ["--push_to_hub", "true", "--hub_model_id", "somebody/storyteller", "--max_steps", "2"]
+    run(recipe, tmp_path / "pushed", *options)
+    # The checkpoint pushed in between and the finished model.
+    assert len(uploads) >= 2
+    for files in uploads:
+        assert {"README.md", "config.json", "model.safetensors", "modeling_prism.py"} <= files.keys()
+        assert '"somebody/storyteller", trust_remote_code=True' in files["README.md"]
+        assert "signal-noise decomposition" in files["README.md"]
 
 
 @pytest.mark.parametrize(
@@ -244,11 +296,21 @@ def test_push_to_hub_keeps_our_card(recipe, tmp_path, monkeypatch):
         (["--config_overrides", "num_signal_heads=4"], "`num_signal_heads`"),
         (["--init_from", "somewhere"], "`model_config`"),
         (["--dataset_name", "stories", "--streaming", "true"], "`streaming`"),
-        (["--noise_coefficient_end", "-1"], "`noise_coefficient"),
+        (["--noise_coefficient_end", "-1"], "`noise_coefficient_end`"),
+        (["--config_overrides", "noise_coefficient=1e999"], "`noise_coefficient`"),
+        (["--config_overrides", "hidden_size"], "key=value"),
+        (["--model_config", "nowhere/at/all"], "`model_config`='nowhere/at/all'.*presets"),
+        (["--tokenizer_name", "nowhere/at/all"], "`tokenizer_name`='nowhere/at/all'"),
+        (["--max_steps", "0"], "`max_steps`=0"),
+        (["--per_device_train_batch_size", "0"], "`per_device_train_batch_size`"),
+        (["--block_size", "-5"], "`block_size`"),
+        (["--num_train_stories", "0"], "`num_train_stories`"),
+        (["--validation_file", "valid.txt"], "`validation_file`"),
+        (["--attn_implementation", "flash"], "attn_implementation"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(options, message, recipe, tmp_path):
-    with pytest.raises((ValueError, StrictDataclassError), match=message):
+    with pytest.raises(ValueError, match=message):
         run(recipe, tmp_path / "run", *options)
     assert not (tmp_path / "run").exists()
 
@@ -262,6 +324,15 @@ def test_misspelt_keys_are_refused_by_name(recipe, tmp_path):
         run(recipe, tmp_path / "run", "--learning_rte", "1")
     with pytest.raises(ValueError, match="no recipe"):
         run(tmp_path / "missing.yaml", tmp_path / "run")
+    for text, message in (("\tmax_steps: 3", "not valid YAML"), ("- max_steps", "`key: value` lines")):
+        (tmp_path / "recipe.yaml").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path / "recipe.yaml", tmp_path / "run")
+
+
+def test_overrides_are_numbers_as_people_write_them():
+    overrides = pretrain.parse_overrides("a=1,b=1e-2,c=true,d=gelu,e=null")
+    assert overrides == {"a": 1, "b": 0.01, "c": True, "d": "gelu", "e": None}
 
 
 def test_an_output_folder_of_another_run_is_refused(recipe, finished, tmp_path):
@@ -269,6 +340,10 @@ def test_an_output_folder_of_another_run_is_refused(recipe, finished, tmp_path):
         run(recipe, finished[0], "--learning_rate", "0.02")
     with pytest.raises(ValueError, match="`config` was"):
         run(recipe, finished[0], "--config_overrides", "num_hidden_layers=3")
+    with pytest.raises(ValueError, match="`label_smoothing_factor` was 0"):
+        run(recipe, finished[0], "--label_smoothing_factor", "0.1")
+    with pytest.raises(ValueError, match="is a file"):
+        run(recipe, finished[0] / "results.json")
     (tmp_path / "notes.txt").write_text("something else")
     with pytest.raises(ValueError, match="is not empty"):
         run(recipe, tmp_path)

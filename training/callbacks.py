@@ -13,7 +13,7 @@ def scheduled_noise_coefficient(step: int, total_steps: int, start: float = 0.01
     """
     lambda after `step` of `total_steps` optimiser steps: a half cosine from `start` up to `end` (arXiv 2601.15540).
     """
-    return start + (end - start) * (1 - math.cos(math.pi * step / total_steps)) / 2
+    return start + (end - start) * (1 - math.cos(math.pi * min(step / total_steps, 1))) / 2
 
 
 class NoiseCoefficientCallback(TrainerCallback):
@@ -32,8 +32,11 @@ class NoiseCoefficientCallback(TrainerCallback):
 
     on_step_end = on_train_begin
 
-    def on_log(self, args, state, control, model=None, logs=None, **kwargs):
-        logs["noise_coefficient"] = round(model.config.noise_coefficient, 4)
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        # The best weights go with the lambda of their own step.
+        if args.load_best_model_at_end and state.best_global_step:
+            value = scheduled_noise_coefficient(state.best_global_step, state.max_steps, self.start, self.end)
+            model.set_noise_coefficient(value)
 
 
 class SampleStoryCallback(TrainerCallback):
@@ -58,7 +61,7 @@ def tell_story(model, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_t
     room = (getattr(model.config, "max_position_embeddings", None) or 2**31) - inputs["input_ids"].shape[1]
     was_training = model.training
     model.eval()
-    with torch.random.fork_rng(), torch.no_grad():
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(seed)
         tokens = model.generate(
             input_ids=inputs["input_ids"],

@@ -19,6 +19,7 @@ END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
 # The `datasets` builder that reads each kind of local file; stories in `.txt` files have a reader of their own.
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+TEXT_TYPES = ("string", "large_string")
 STORY = Features({"text": Value("string")})
 # What the files of a local folder are called.
 PARTS = {"train": ("train",), "validation": ("valid", "validation")}
@@ -69,6 +70,15 @@ class DataArguments:
     )
 
     def __post_init__(self):
+        for name in ("num_train_stories", "num_validation_stories", "block_size"):
+            least = 2 if name == "block_size" else 1
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        if self.validation_file and not Path(self.dataset_name).is_file():
+            raise ValueError(
+                f"`validation_file` goes with a single file; `dataset_name`={self.dataset_name!r} brings its own "
+                "validation part."
+            )
         if self.streaming and (self.dataset_name == "stories" or Path(self.dataset_name).exists()):
             raise ValueError(f"`streaming` is for hub data sets; `dataset_name`={self.dataset_name!r} is local.")
 
@@ -103,6 +113,10 @@ def load_texts(arguments: DataArguments) -> DatasetDict:
             raise ValueError(
                 f"`text_column`={arguments.text_column!r} is not in the {part} part of {arguments.dataset_name!r}, "
                 f"which has {columns}."
+            )
+        if rows.features is not None and getattr(rows.features[arguments.text_column], "dtype", "") not in TEXT_TYPES:
+            raise ValueError(
+                f"`text_column`={arguments.text_column!r} of the {part} part holds no text but {rows.features}."
             )
         rows = rows.select_columns([arguments.text_column])
         if arguments.text_column != "text":
@@ -148,19 +162,17 @@ def _load_file(file: Path) -> Dataset:
             source = {"file": str(file.resolve()), "size": stat.st_size, "modified": stat.st_mtime_ns}
             return Dataset.from_generator(read_stories, STORY, gen_kwargs=source)
         return load_dataset(BUILDERS[file.suffix], data_files=str(file), split="train")
-    except (DatasetGenerationError, UnicodeDecodeError) as error:
-        cause = error if isinstance(error, UnicodeDecodeError) else error.__cause__
-        if isinstance(cause, UnicodeDecodeError):
-            raise ValueError(
-                f"{str(file)!r} is not UTF-8 ({cause.reason} in byte {cause.object[cause.start]:#04x}): convert it, "
-                f"for instance with `iconv -t utf-8`."
-            ) from error
-        raise ValueError(f"{str(file)!r} could not be read: {cause or error}") from error
-    except ValueError as error:
+    except Exception as error:
         # How `datasets` reports a builder that yielded nothing.
         if "corresponds to no data" in str(error):
             return Dataset.from_dict({"text": []}, features=STORY)
-        raise
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+        if isinstance(cause, UnicodeDecodeError):
+            raise ValueError(
+                f"{str(file)!r} is not UTF-8 ({cause.reason}: {cause.object[cause.start]:#04x}): convert it, for "
+                "instance with `iconv -t utf-8`."
+            ) from None
+        raise ValueError(f"{str(file)!r} could not be read as {file.suffix}: {cause}") from error
 
 
 def read_stories(file: str, size: int, modified: int) -> Iterator[dict[str, str]]:
@@ -270,7 +282,9 @@ def make_blocks(texts: DatasetDict, tokenizer: PreTrainedTokenizerBase, argument
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
 
     def tokenise(rows: dict[str, list]) -> dict[str, list]:
-        rows_of_ids = tokenizer(rows["text"], add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        # A text that happens to hold "<|endoftext|>" does not end there.
+        options = {"add_special_tokens": False, "return_attention_mask": False, "split_special_tokens": True}
+        rows_of_ids = tokenizer(rows["text"], **options)["input_ids"]
         num_bytes = [len(text.encode("utf-8")) for text in rows["text"]]
         return {"ids": [[start, *ids] for ids in rows_of_ids], "num_bytes": num_bytes}
 

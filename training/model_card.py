@@ -1,5 +1,6 @@
 """The model card that every saved model carries, rendered from `hub_cards/template.md`."""
 
+import math
 import subprocess
 from pathlib import Path
 
@@ -17,9 +18,11 @@ DESCRIPTIONS = {
     ),
 }
 LIMITS = (
-    "A small model trained on short children's stories in English: it knows nothing else, invents freely and repeats "
-    "the biases of its corpus. It is meant for research on architectures, not for use with people."
+    "A small model for research on architectures, not for use with people. It knows its training text and nothing "
+    "else, invents freely, and repeats the biases of that text."
 )
+# Corpora whose language is known.
+LANGUAGES = {"stories": "en", "roneneldan/TinyStories": "en"}
 
 
 def code_revision() -> str:
@@ -33,45 +36,57 @@ def code_revision() -> str:
     return revision.strip()[:12] + (" with local changes" if changes.strip() else "")
 
 
+def name_only(value):
+    """What of a setting may be published: an absolute path only by its last part, for it tells of somebody's disk."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
 def render_model_card(
     model: PreTrainedModel,
+    repo_id: str,
     step: int,
+    evaluated_at: int | None,
     metrics: dict[str, float],
-    model_name: str,
     dataset: str,
+    init_from: str | None,
     tokens_a_step: int,
-    command: str,
+    command: list[str],
     recipe: dict,
 ) -> ModelCard:
     """
     Renders the card of a model.
 
     Args:
+        repo_id (`str`): where the card's code loads the model from: a hub name, or a folder.
         step (`int`): optimiser steps so far.
-        metrics (`dict[str, float]`): the last evaluation: names and values; empty if there was none.
-        model_name (`str`): name of the run, and of the repository once pushed.
-        dataset (`str`): what it was trained on, as the recipe names it.
+        evaluated_at (`int`, *optional*): the step of the last evaluation, if there was one.
+        metrics (`dict[str, float]`): its metrics by name.
+        dataset (`str`): what the model was trained on, as the recipe names it.
+        init_from (`str`, *optional*): the model that was fine-tuned, if one was.
         tokens_a_step (`int`): training tokens of one optimiser step, over all processes.
-        command (`str`): what was run, recipe and options.
+        command (`list[str]`): what was run, word by word.
         recipe (`dict`): every setting of the run that decides its result.
     """
-    # A local folder is named by its last part alone: where it lay on somebody's disk is nobody's business.
     is_local = Path(dataset).exists()
     dataset_name = Path(dataset).name if is_local else dataset
     results = [
         EvalResult("text-generation", "text", dataset_name, metric_type=name, metric_value=round(value, 5))
         for name, value in metrics.items()
+        if math.isfinite(value)
     ]
     card_data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        language="en",
+        language=LANGUAGES.get(dataset),
         tags=["white-box", model.config.model_type],
         datasets=[dataset] if "/" in dataset and not is_local else None,
-        model_name=model_name,
+        base_model=init_from if init_from and not Path(init_from).exists() else None,
+        model_name=Path(repo_id).name,
         eval_results=results or None,
     )
     rows = [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in metrics.items()]
+    table = "\n".join([f"| validation, after {evaluated_at:,} steps | |", "| --- | --- |", *rows]) if rows else None
+    recipe = {name: name_only(value) for name, value in recipe.items()}
     return ModelCard.from_template(
         card_data,
         template_path=str(ROOT / "hub_cards" / "template.md"),
@@ -81,12 +96,14 @@ def render_model_card(
         parameters=f"{model.num_parameters():,}",
         context=getattr(model.config, "max_position_embeddings", "any number of"),
         dataset=dataset_name,
+        start=f"fine-tuned from {name_only(init_from)}" if init_from else "trained from scratch",
+        step=f"{step:,}",
         tokens_seen=f"{step * tokens_a_step:,}",
-        command=command,
+        command=" ".join(map(str, map(name_only, command))),
         revision=code_revision(),
-        repo_id=model_name,
+        repo_id=repo_id,
         custom_code=model.config.model_type in DESCRIPTIONS,
-        results="\n".join(["| validation | |", "| --- | --- |", *rows]) if rows else "Not evaluated yet.",
+        results=table or "Not evaluated yet.",
         recipe=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip(),
         limits=LIMITS,
     )

@@ -7,14 +7,16 @@ python -m training.pretrain configuration/recipes/tinystories_50m.yaml --learnin
 accelerate launch --config_file configuration/accelerate/ddp.yaml -m training.pretrain RECIPE
 ```
 
-Any option of the recipe can be given again on the command line, where it wins. A stopped run goes on from its last
-complete checkpoint when the same command is given again.
+Any option of the recipe can be given again on the command line, after it, where it wins. A stopped run goes on from
+its last complete checkpoint when the same command is given again.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import json
 import logging
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +31,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
+    TrainerCallback,
+    TrainerState,
     TrainingArguments,
     default_data_collator,
     set_seed,
@@ -41,7 +45,14 @@ from training.data import DataArguments, load_texts, load_tokenizer, make_blocks
 from training.flops import training_flops_per_token
 from training.metrics import language_modeling_metrics, score_tokens
 from training.model_card import code_revision, render_model_card
-from training.resume import check_checkpoint, check_output_dir, describe_run, last_complete_checkpoint, save_run
+from training.resume import (
+    begin_run,
+    check_checkpoint,
+    check_output_dir,
+    describe_run,
+    last_complete_checkpoint,
+    write_json,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -69,22 +80,37 @@ class ModelArguments:
 class PretrainArguments(TrainingArguments):
     """`TrainingArguments` and what this command adds to them."""
 
-    noise_coefficient_start: float = field(default=0.01, metadata={"help": "Prism's lambda at the first step."})
-    noise_coefficient_end: float = field(default=0.10, metadata={"help": "Prism's lambda at the last step."})
+    noise_coefficient_start: float | None = field(
+        default=None,
+        metadata={"help": "Prism's lambda at the first step. Default: 0.01; with `init_from`, that of the model."},
+    )
+    noise_coefficient_end: float | None = field(
+        default=None,
+        metadata={"help": "Prism's lambda at the last step. Default: 0.10; with `init_from`, that of the model."},
+    )
     sample_prompt: str = field(
         default="Once upon a time", metadata={"help": "Beginning of the story told at every evaluation."}
     )
     sample_max_new_tokens: int = field(default=150, metadata={"help": "Length of that story in tokens; 0: none."})
 
     def __post_init__(self):
-        validate_noise_coefficient(self.noise_coefficient_start)
-        validate_noise_coefficient(self.noise_coefficient_end)
+        for name in ("noise_coefficient_start", "noise_coefficient_end"):
+            if getattr(self, name) is not None:
+                validate_noise_coefficient(getattr(self, name), name)
+        if not isinstance(self.max_steps, int) or self.max_steps == 0 or self.num_train_epochs <= 0:
+            raise ValueError(
+                f"`max_steps`={self.max_steps} with `num_train_epochs`={self.num_train_epochs} trains nothing: give a "
+                "positive whole number of steps, or -1 and a positive number of epochs."
+            )
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         super().__post_init__()
 
 
 class PretrainTrainer(Trainer):
     """
-    The stock `Trainer`, but whatever it saves or pushes carries the project's model card.
+    The stock `Trainer`, but whatever it saves or pushes carries the project's model card, and logs carry lambda.
 
     Args:
         card (`dict`): what `render_model_card` needs beyond the model and the state of the run.
@@ -94,16 +120,39 @@ class PretrainTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.card = card
 
+    def log(self, logs: dict[str, float], start_time: float | None = None):
+        if hasattr(self.model.config, "noise_coefficient"):
+            logs["noise_coefficient"] = self.model.config.noise_coefficient
+        super().log(logs, start_time)
+
+    def last_evaluation(self) -> dict[str, float]:
+        """The last evaluation: its `step` (`None` if there was none) and its metrics by name."""
+        evaluation = next((log for log in reversed(self.state.log_history) if "eval_bits_per_byte" in log), {})
+        return {"step": evaluation.get("step"), **{name: evaluation[f"eval_{name}"] for name in METRICS if evaluation}}
+
     def _save(self, output_dir: str | None = None, state_dict=None):
         super()._save(output_dir, state_dict)
         self.create_model_card(output_dir=output_dir)
 
     def create_model_card(self, *args, output_dir: str | None = None, **kwargs):
-        """Writes README.md beside the weights, with the results of the last evaluation so far."""
-        evaluation = next((log for log in reversed(self.state.log_history) if "eval_bits_per_byte" in log), None)
-        metrics = {name: evaluation[f"eval_{name}"] for name in METRICS} if evaluation else {}
-        card = render_model_card(self.model, step=self.state.global_step, metrics=metrics, **self.card)
+        """Writes README.md beside the weights."""
+        metrics = self.last_evaluation()
+        name = self.hub_model_id if self.args.push_to_hub else self.args.output_dir
+        card = render_model_card(
+            self.model,
+            repo_id=name if not Path(name).is_absolute() else Path(name).name,
+            step=self.state.global_step,
+            evaluated_at=metrics.pop("step"),
+            metrics=metrics,
+            **self.card,
+        )
         card.save(Path(output_dir or self.args.output_dir, "README.md"))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str):
+        # `Trainer` pushes weights and config from here; the config names model files, which must be there too.
+        for file in (*Path(checkpoint_folder).glob("*.py"), Path(checkpoint_folder, "README.md")):
+            shutil.copy(file, self.args.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
 
 
 METRICS = ("nats_per_token", "perplexity", "bits_per_byte", "next_token_accuracy")
@@ -120,7 +169,12 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Pre
             raise ValueError(
                 f"There is no recipe {recipe_file!r}; those of the project are in configuration/recipes/."
             )
-        recipe = yaml.safe_load(Path(recipe_file).read_text(encoding="utf-8")) or {}
+        try:
+            recipe = yaml.safe_load(Path(recipe_file).read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"The recipe {recipe_file!r} is not valid YAML: {error}") from None
+        if not isinstance(recipe, dict):
+            raise ValueError(f"The recipe {recipe_file!r} must hold `key: value` lines, one option each.")
         known = {entry.name for arguments in ARGUMENTS for entry in dataclasses.fields(arguments) if entry.init}
         for key in recipe.keys() - known:
             close = difflib.get_close_matches(key, known, n=1)
@@ -137,16 +191,39 @@ def load_config(arguments: ModelArguments) -> PreTrainedConfig:
             "Give either `model_config` (train from scratch) or `init_from` (fine-tune; empty the recipe's "
             "`model_config` with `--model_config ''`)."
         )
-    config = AutoConfig.from_pretrained(arguments.model_config or arguments.init_from)
-    overrides = yaml.safe_load("{" + (arguments.config_overrides or "").replace("=", ": ") + "}")
+    option = "model_config" if arguments.model_config else "init_from"
+    source = getattr(arguments, option)
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except OSError as error:
+        raise ValueError(
+            f"`{option}`={source!r} is neither a folder with a config.json nor a model that the hub would give "
+            f"({str(error).splitlines()[0]}); the project's presets are in configuration/models/."
+        ) from None
+    overrides = parse_overrides(arguments.config_overrides or "")
     for key in overrides:
         if not hasattr(config, key):
             raise ValueError(f"`config_overrides` names `{key}`, which a {config.model_type} config does not have.")
     if overrides:
         # From the file again, so that values derived from the overridden ones are derived anew.
-        values, _ = PreTrainedConfig.get_config_dict(arguments.model_config or arguments.init_from)
+        values, _ = PreTrainedConfig.get_config_dict(source)
         config = AutoConfig.for_model(**{**values, **overrides})
     return config
+
+
+def parse_overrides(text: str) -> dict:
+    """Reads 'key=value,key=value': numbers, true, false and null as such, anything else as text."""
+    overrides = {}
+    for entry in filter(None, text.split(",")):
+        key, separator, value = entry.partition("=")
+        if not separator:
+            raise ValueError(f"`config_overrides`={text!r} has {entry!r}, which is not of the form key=value.")
+        value = yaml.safe_load(value)
+        # YAML wants a point in every float; people write 1e-2.
+        with contextlib.suppress(TypeError, ValueError):
+            value = float(value) if isinstance(value, str) else value
+        overrides[key.strip()] = value
+    return overrides
 
 
 def check_sizes(config: PreTrainedConfig, tokenizer_size: int, block_size: int) -> None:
@@ -156,11 +233,12 @@ def check_sizes(config: PreTrainedConfig, tokenizer_size: int, block_size: int) 
             f"The tokenizer has {tokenizer_size} tokens but the model only `vocab_size`={config.vocab_size}: choose "
             f"`tokenizer_vocab_size` at most {config.vocab_size}, or `--config_overrides vocab_size={tokenizer_size}`."
         )
-    if block_size > config.max_position_embeddings:
+    # Some architectures have no limit.
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is not None and block_size > limit:
         raise ValueError(
-            f"`block_size`={block_size} is longer than the model's `max_position_embeddings`="
-            f"{config.max_position_embeddings}: shorten the blocks, or `--config_overrides "
-            f"max_position_embeddings={block_size}`."
+            f"`block_size`={block_size} is longer than the model's `max_position_embeddings`={limit}: shorten the "
+            f"blocks, or `--config_overrides max_position_embeddings={block_size}`."
         )
 
 
@@ -181,14 +259,20 @@ def build_model(
 
 
 def get_tokenizer(
-    model_arguments: ModelArguments, data_arguments: DataArguments, output_dir: Path, texts: DatasetDict
+    name: str | None, data_arguments: DataArguments, training_arguments: PretrainArguments, texts: DatasetDict
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of this run if it has begun before, of the model to fine-tune, the one named, or a new one."""
-    if (output_dir / "tokenizer.json").is_file():
-        return load_tokenizer(str(output_dir))
-    if model_arguments.init_from or data_arguments.tokenizer_name:
-        return load_tokenizer(model_arguments.init_from or data_arguments.tokenizer_name)
-    return train_tokenizer(texts["train"], data_arguments.tokenizer_vocab_size)
+    """The tokenizer of this run: the one named, what the main process has just saved, or a new one."""
+    if name is None and not training_arguments.should_save and Path(training_arguments.output_dir).is_dir():
+        name = training_arguments.output_dir
+    if name is None:
+        return train_tokenizer(texts["train"], data_arguments.tokenizer_vocab_size)
+    try:
+        return load_tokenizer(name)
+    except OSError as error:
+        raise ValueError(
+            f"`tokenizer_name`={name!r} is neither a folder with a tokenizer.json nor a tokenizer that the hub would "
+            f"give ({str(error).splitlines()[0]}); leave it out to train one on the corpus."
+        ) from None
 
 
 def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
@@ -199,15 +283,24 @@ def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
     set_seed(training_arguments.seed)
 
     config = load_config(model_arguments)
-    if model_arguments.init_from is None and data_arguments.tokenizer_name is None:
+    brings_tokenizer = model_arguments.init_from or data_arguments.tokenizer_name
+    if model_arguments.init_from and data_arguments.tokenizer_name:
+        raise ValueError("`tokenizer_name` goes with a new model; with `init_from`, the model brings its tokenizer.")
+    if not brings_tokenizer:
         check_sizes(config, data_arguments.tokenizer_vocab_size, data_arguments.block_size)
     if data_arguments.streaming and training_arguments.max_steps <= 0:
         raise ValueError("`streaming` reads a corpus whose length is not known before: give `max_steps`.")
+    if data_arguments.streaming and not brings_tokenizer and not data_arguments.num_train_stories:
+        raise ValueError(
+            "`streaming` with a new tokenizer would read the whole stream to train it: give `tokenizer_name`, or "
+            "`num_train_stories`."
+        )
     output_dir = Path(training_arguments.output_dir)
-    recipe = describe_run(model_arguments, data_arguments, training_arguments, config)
+    run = describe_run(model_arguments, data_arguments, training_arguments, config)
 
-    with training_arguments.main_process_first(desc="reading and tokenising the corpus"):
-        check_output_dir(output_dir, recipe)
+    # Folders are shared between processes, on a cluster through a file system that all machines see.
+    with training_arguments.main_process_first(local=False, desc="reading and tokenising the corpus"):
+        check_output_dir(output_dir, run)
         if (output_dir / RESULTS_FILE).is_file():
             result = json.loads((output_dir / RESULTS_FILE).read_text(encoding="utf-8"))
             logger.info("%s holds this run, finished.", output_dir)
@@ -217,32 +310,16 @@ def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
         if checkpoint:
             check_checkpoint(checkpoint, config)
         texts = load_texts(data_arguments)
-        tokenizer = get_tokenizer(model_arguments, data_arguments, output_dir, texts)
+        tokenizer_name = checkpoint or model_arguments.init_from or data_arguments.tokenizer_name
+        tokenizer = get_tokenizer(tokenizer_name, data_arguments, training_arguments, texts)
         check_sizes(config, len(tokenizer), data_arguments.block_size)
         blocks = make_blocks(texts, tokenizer, data_arguments)
+        model = build_model(model_arguments, config, tokenizer)
         if training_arguments.should_save:
-            save_run(output_dir, recipe)
-            tokenizer.save_pretrained(output_dir)
+            begin_run(output_dir, run, tokenizer)
 
-    model = build_model(model_arguments, config, tokenizer)
-    tokens_a_step = recipe["global_batch_size"] * data_arguments.block_size
+    tokens_a_step = run["global_batch_size"] * data_arguments.block_size
     throughput = ThroughputCallback(tokens_a_step)
-    callbacks = [throughput]
-    if config.model_type == "prism":
-        callbacks.append(
-            NoiseCoefficientCallback(
-                training_arguments.noise_coefficient_start, training_arguments.noise_coefficient_end
-            )
-        )
-    if training_arguments.sample_max_new_tokens > 0:
-        callbacks.append(
-            SampleStoryCallback(
-                tokenizer,
-                training_arguments.sample_prompt,
-                training_arguments.sample_max_new_tokens,
-                output_dir / "samples.jsonl",
-            )
-        )
     trainer = PretrainTrainer(
         model=model,
         args=training_arguments,
@@ -252,37 +329,74 @@ def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
         data_collator=default_data_collator,
         compute_metrics=language_modeling_metrics(blocks.validation_bytes_per_token),
         preprocess_logits_for_metrics=score_tokens,
-        callbacks=callbacks,
+        callbacks=[throughput, *make_callbacks(model_arguments, training_arguments, model, tokenizer)],
         card={
-            "model_name": training_arguments.hub_model_id or output_dir.name,
             "dataset": data_arguments.dataset_name,
+            "init_from": model_arguments.init_from,
             "tokens_a_step": tokens_a_step,
-            "command": " ".join(["python -m training.pretrain", *argv]),
-            "recipe": recipe,
+            "command": ["python", "-m", "training.pretrain", *argv],
+            "recipe": run,
         },
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = trainer.evaluate()
+    train(trainer, checkpoint)
+    if trainer.last_evaluation()["step"] != trainer.state.global_step:
+        trainer.evaluate()
     trainer.save_model()
     trainer.save_state()
 
+    metrics = trainer.last_evaluation()
     result = {
         "model": config.model_type,
         "parameters": model.num_parameters(),
         "training_flops_per_token": training_flops_per_token(config, data_arguments.block_size),
         "tokens_seen": trainer.state.global_step * tokens_a_step,
         "tokens_per_second": throughput.tokens_per_second(),
-        **{name: metrics[f"eval_{name}"] for name in METRICS},
+        **{name: metrics[name] for name in METRICS},
         "seed": training_arguments.seed,
         "revision": code_revision(),
         "saved_in": str(output_dir),
     }
     if trainer.is_world_process_zero():
-        (output_dir / RESULTS_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(output_dir / RESULTS_FILE, result)
         print_table(result)
     if training_arguments.push_to_hub:
         trainer.push_to_hub()
     return result
+
+
+def make_callbacks(
+    model_arguments: ModelArguments,
+    training_arguments: PretrainArguments,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[TrainerCallback]:
+    """lambda's schedule, for Prism, and the story at every evaluation."""
+    callbacks = []
+    if model.config.model_type == "prism":
+        # A model to fine-tune keeps the lambda it was saved with, unless told otherwise.
+        saved = [model.config.noise_coefficient] * 2 if model_arguments.init_from else [0.01, 0.10]
+        given = [training_arguments.noise_coefficient_start, training_arguments.noise_coefficient_end]
+        start, end = (default if value is None else value for value, default in zip(given, saved))
+        callbacks.append(NoiseCoefficientCallback(start, end))
+    if training_arguments.sample_max_new_tokens > 0:
+        file = Path(training_arguments.output_dir, "samples.jsonl")
+        prompt, length = training_arguments.sample_prompt, training_arguments.sample_max_new_tokens
+        callbacks.append(SampleStoryCallback(tokenizer, prompt, length, file))
+    return callbacks
+
+
+def train(trainer: Trainer, checkpoint: str | None) -> None:
+    """Trains to the end, from `checkpoint` if there is one; a checkpoint of the last step is only loaded."""
+    state = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json"))) if checkpoint else None
+    if state is None or state.global_step < state.max_steps:
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return
+    trained = type(trainer.model).from_pretrained(checkpoint)
+    trainer.model.load_state_dict(trained.state_dict())
+    if hasattr(trained, "set_noise_coefficient"):
+        trainer.model.set_noise_coefficient(trained.config.noise_coefficient)
+    trainer.state = state
+    trainer.control.should_training_stop = True
 
 
 def print_table(result: dict[str, float | int | str]) -> None:
@@ -290,8 +404,9 @@ def print_table(result: dict[str, float | int | str]) -> None:
     width = max(map(len, result))
     print("\n" + "-" * 60)
     for name, value in result.items():
-        text = f"{value:,.4f}" if isinstance(value, float) and abs(value) < 1e4 else value
-        text = f"{value:,}" if isinstance(value, int) else text
+        text = f"{value:,}" if isinstance(value, int) else value
+        text = f"{value:,.0f}" if isinstance(value, float) and value > 100 else text
+        text = f"{value:.4f}" if isinstance(value, float) and not value > 100 else text
         print(f"{name.replace('_', ' '):<{width}}  {text}")
     print("-" * 60, flush=True)
 

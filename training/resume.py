@@ -3,39 +3,26 @@
 import dataclasses
 import json
 import logging
+import os
+import re
+import shutil
 from pathlib import Path
 
-from transformers import AutoConfig, PreTrainedConfig, TrainingArguments
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
-# The training options that decide a run's result. Others (logging, saving, hardware) may change when it goes on.
-DECISIVE_OPTIONS = (
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "bf16",
-    "data_seed",
-    "fp16",
-    "learning_rate",
-    "lr_scheduler_kwargs",
-    "lr_scheduler_type",
-    "max_grad_norm",
-    "max_steps",
-    "noise_coefficient_end",
-    "noise_coefficient_start",
-    "num_train_epochs",
-    "optim",
-    "seed",
-    "warmup_steps",
-    "weight_decay",
+# Beginnings of the training options that may change when a run goes on: how it is logged, saved, sampled, pushed,
+# spread over hardware. All others decide its result.
+HARMLESS_OPTIONS = (
+    "_|accelerator_config|auto_find|dataloader_(num|persistent|pin|prefetch|multi|in_order)|ddp_|debug|deepspeed|disable_"
+    "|distributed|do_|enable_|eval_|fsdp|full_determinism|gradient_accumulation|greater_|hub_|include_|label_names|liger"
+    "|local_rank|log|logging|output_dir|parallelism|per_device|prediction_loss|project|push|remove_unused|report_to"
+    "|restore_|resume_|run_name|sample_|save_|skip_memory|torch_empty|trackio|use_cache|use_cpu"
 )
-
-
 # What of a config says nothing about the architecture: where it came from, the tokenizer's, and what training sets.
 BOOKKEEPING = (
     "_name_or_path",
@@ -56,54 +43,77 @@ def describe_run(
 ) -> dict:
     """The settings that decide a run's result, as values that JSON and YAML can hold."""
     batch = training_arguments.train_batch_size * training_arguments.gradient_accumulation_steps
+    training = dataclasses.asdict(training_arguments)
     run = {
         **dataclasses.asdict(model_arguments),
         **dataclasses.asdict(data_arguments),
+        "corpus_bytes": _size_of(data_arguments.dataset_name),
         "global_batch_size": batch * training_arguments.world_size,
-        **{name: getattr(training_arguments, name) for name in DECISIVE_OPTIONS},
+        **{name: value for name, value in training.items() if not re.match(HARMLESS_OPTIONS, name)},
         "config": _architecture(config),
     }
     # How many processes tokenise decides nothing.
     del run["preprocessing_num_workers"]
+    # The same folder by another path is the same.
+    for name in ("model_config", "init_from", "dataset_name", "validation_file", "tokenizer_name"):
+        if run[name] and Path(run[name]).exists():
+            run[name] = str(Path(run[name]).resolve())
     return json.loads(json.dumps({name: value for name, value in run.items() if value is not None}, default=str))
 
 
-def check_output_dir(output_dir: Path, run: dict) -> None:
-    """
-    Refuses a folder in which `run` would overwrite something else.
+def _size_of(name: str) -> int | None:
+    path = Path(name)
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file()) or None
 
-    Raises:
-        ValueError: the folder holds another run that has saved something, or files of something else.
-    """
-    file = output_dir / RUN_FILE
+
+def _architecture(config: PreTrainedConfig) -> dict:
+    return {name: value for name, value in config.to_dict().items() if name not in BOOKKEEPING}
+
+
+def check_output_dir(output_dir: Path, run: dict) -> None:
+    """Refuses, with a `ValueError`, a folder that holds another run or files of something else."""
+    if output_dir.is_file():
+        raise ValueError(f"`output_dir`={str(output_dir)!r} is a file: name a folder.")
     if not output_dir.is_dir() or not any(output_dir.iterdir()):
         return
+    file = output_dir / RUN_FILE
     if not file.is_file():
         raise ValueError(
             f"`output_dir`={str(output_dir)!r} is not empty and holds no run of this command: choose another one."
         )
-    found = json.loads(file.read_text(encoding="utf-8"))
-    differences = _differences(found, run)
-    if differences and (last_complete_checkpoint(output_dir) or (output_dir / "config.json").is_file()):
+    differences = _differences(json.loads(file.read_text(encoding="utf-8")), run)
+    if differences:
         raise ValueError(
             f"`output_dir`={str(output_dir)!r} holds another run ({differences}): choose another `output_dir`, give "
-            "the settings of that run to go on with it, or delete the folder."
+            "the settings of that run to go on with it, or delete the folder. To train a finished model further, give "
+            "it as `init_from` of a new run."
         )
 
 
-def save_run(output_dir: Path, run: dict) -> None:
-    """Marks `output_dir` as the folder of `run`."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / RUN_FILE).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+def begin_run(output_dir: Path, run: dict, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Makes `output_dir` the folder of `run`, with its tokenizer, all at once or not at all; does nothing if it is."""
+    if (output_dir / RUN_FILE).is_file():
+        return
+    unfinished = output_dir.with_name(output_dir.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    tokenizer.save_pretrained(unfinished)
+    write_json(unfinished / RUN_FILE, run)
+    if output_dir.is_dir():
+        output_dir.rmdir()
+    unfinished.rename(output_dir)
+
+
+def write_json(file: Path, content: dict) -> None:
+    """Writes a JSON file so that it is whole or not there, whenever the process is killed."""
+    unfinished = file.with_name(file.name + ".unfinished")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, file)
 
 
 def _differences(found: dict, wanted: dict) -> str:
     names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
     return "; ".join(f"`{name}` was {found.get(name)!r}, now {wanted.get(name)!r}" for name in names)
-
-
-def _architecture(config: PreTrainedConfig) -> dict:
-    return {name: value for name, value in config.to_dict().items() if name not in BOOKKEEPING}
 
 
 def check_checkpoint(checkpoint: str, config: PreTrainedConfig) -> None:
@@ -113,8 +123,7 @@ def check_checkpoint(checkpoint: str, config: PreTrainedConfig) -> None:
             f"`resume_from_checkpoint`={checkpoint!r} is not a complete checkpoint: leave the option out to go on "
             "from the last complete one of `output_dir`."
         )
-    saved, wanted = _architecture(AutoConfig.from_pretrained(checkpoint)), _architecture(config)
-    differences = _differences(saved, wanted)
+    differences = _differences(_architecture(AutoConfig.from_pretrained(checkpoint)), _architecture(config))
     if differences:
         raise ValueError(
             f"`resume_from_checkpoint`={checkpoint!r} holds another model ({differences}): go on with that model, or "
@@ -124,10 +133,9 @@ def check_checkpoint(checkpoint: str, config: PreTrainedConfig) -> None:
 
 def last_complete_checkpoint(output_dir: Path) -> str | None:
     """The newest checkpoint that was written to its end, or `None`."""
-    folders = sorted(
-        output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda folder: int(folder.name.split("-")[-1]), reverse=True
-    )
-    for folder in folders:
+    steps = [re.fullmatch(r"checkpoint-(\d+)", folder.name) for folder in output_dir.glob("checkpoint-*")]
+    for step in sorted((int(match[1]) for match in steps if match), reverse=True):
+        folder = output_dir / f"checkpoint-{step}"
         if _is_complete(folder):
             return str(folder)
         logger.warning("%s is incomplete (interrupted while saving): passing over it.", folder)
@@ -135,9 +143,10 @@ def last_complete_checkpoint(output_dir: Path) -> str | None:
 
 
 def _is_complete(checkpoint: Path) -> bool:
-    # `Trainer` writes this file last, and deletes older checkpoints only after that.
+    # `Trainer` writes its state last, and deletes older checkpoints only after that. Without the optimiser
+    # (`save_only_model`) there is nothing to go on from.
     try:
         TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     except (OSError, ValueError, TypeError):
         return False
-    return True
+    return (checkpoint / "scheduler.pt").is_file() and any(checkpoint.glob("optimizer*"))

@@ -17,13 +17,12 @@ def score_tokens(logits: torch.Tensor | tuple, labels: torch.Tensor) -> torch.Te
         labels (`torch.Tensor` of shape `(batch, tokens)`): token ids; -100 is not scored.
 
     Returns:
-        `torch.Tensor` of shape `(batch, tokens - 1, 2)`: -ln p of each next token in nats (NaN where not scored), and
-        1 where it was the most probable token, else 0.
+        `torch.Tensor` of shape `(batch, tokens - 1, 2)`: -ln p of each next token in nats (0 where not scored), and 1
+        where it was the most probable token, else 0.
     """
     logits = logits[0] if isinstance(logits, tuple) else logits
     logits, targets = logits[:, :-1].float(), labels[:, 1:]
     nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none", ignore_index=-100)
-    nll = nll.masked_fill(targets == -100, float("nan"))
     return torch.stack((nll, (logits.argmax(-1) == targets).float()), dim=-1)
 
 
@@ -42,8 +41,7 @@ def language_modeling_metrics(bytes_per_token: float) -> Callable[[EvalPredictio
     )
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        scores = prediction.predictions.reshape(-1, 2)
-        scores = scores[scores[:, 0] == scores[:, 0]]
+        scores = prediction.predictions[prediction.label_ids[:, 1:] != -100]
         nll, correct = scores[:, 0], scores[:, 1].astype(bool)
         return {
             "nats_per_token": cross_entropy.compute(nll=nll)["loss"],

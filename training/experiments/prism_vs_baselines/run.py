@@ -9,12 +9,13 @@ python -m training.experiments.prism_vs_baselines.run --dataset_name FOLDER
 The speeds in the table are of another command, to be run on a quiet machine:
 
 ```bash
-cd configuration/models
-python -m training.benchmarks.throughput llama-tiny prism-tiny gpt-neox-tiny gpt2-tiny --rounds 9 \
-    --output ../../training/experiments/prism_vs_baselines/throughput.json
+python -m training.benchmarks.throughput configuration/models/{llama,prism,gpt-neox,gpt2}-tiny \
+    configuration/models/{gpt-neox,gpt2,llama}-tiny-compute --rounds 9 \
+    --output training/experiments/prism_vs_baselines/throughput.json
 ```
 """
 
+import itertools
 import json
 import sys
 from dataclasses import dataclass, field
@@ -61,21 +62,20 @@ class ExperimentArguments:
 
 
 def run_arm(arguments: ExperimentArguments, arm: str, learning_rate: float, seed: int) -> dict:
-    """Trains one model, unless that was done before, and returns its closing row."""
+    """Trains one model and returns its closing row."""
     folder = Path(arguments.output_dir, arm, f"lr{learning_rate:g}-seed{seed}")
-    if not (folder / "results.json").is_file():
-        options = {
-            "model_config": f"configuration/models/{arm}",
-            "dataset_name": arguments.dataset_name,
-            "learning_rate": learning_rate,
-            "seed": seed,
-            "output_dir": folder,
-            **({"max_steps": arguments.max_steps} if arguments.max_steps else {}),
-        }
-        pretrain.main(
-            [arguments.recipe, *(str(part) for key, value in options.items() for part in (f"--{key}", value))]
-        )
-    row = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    options = {
+        "model_config": f"configuration/models/{arm}",
+        "dataset_name": arguments.dataset_name,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "output_dir": folder,
+        **({"max_steps": arguments.max_steps} if arguments.max_steps else {}),
+    }
+    # A finished run is read back, not repeated.
+    row = pretrain.main(
+        [arguments.recipe, *(str(word) for key, value in options.items() for word in (f"--{key}", value))]
+    )
     del row["saved_in"]
     return {"arm": arm, "learning_rate": learning_rate, **row}
 
@@ -119,9 +119,10 @@ def make_table(rows: list[dict], speeds: dict[str, dict]) -> str:
         nats = np.array([row["nats_per_token"] for row in best])
         spread = f" ± {bits.std(ddof=1):.3f}" if len(bits) > 1 else ""
         config = AutoConfig.from_pretrained(f"configuration/models/{arm}")
-        causal = training_flops_per_token(config, config.max_position_embeddings, causal=True)
+        square, causal = (
+            training_flops_per_token(config, config.max_position_embeddings, causal=causal) for causal in (False, True)
+        )
         speed = f"{speeds[arm]['tokens_ratio']['median']:.2f}" if arm in speeds else "not measured"
-        square = best[0]["training_flops_per_token"]
         lines.append(
             f"| {arm} | {best[0]['parameters']:,} | {square / 1e6:.1f} ({causal / 1e6:.1f}) "
             f"| {best[0]['learning_rate']:g} | {bits.mean():.3f}{spread} | {nats.mean():.3f} | {len(best)} | {speed} |"
@@ -132,8 +133,7 @@ def make_table(rows: list[dict], speeds: dict[str, dict]) -> str:
 def plot(rows: list[dict], file: Path) -> None:
     """Bits per byte of every run against learning rate, and of every seed at the best rate against compute."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
-    markers = ["o", "s", "^", "D", "s", "^", "D"]
-    for marker, arm in zip(markers, dict.fromkeys(row["arm"] for row in rows)):
+    for marker, arm in zip(itertools.cycle("osD^sD^v"), dict.fromkeys(row["arm"] for row in rows)):
         matched = arm.endswith("-compute")
         style = {"marker": marker, "fillstyle": "none" if matched else "full", "linestyle": ":" if matched else "-"}
         runs = [row for row in rows if row["arm"] == arm]

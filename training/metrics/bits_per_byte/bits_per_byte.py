@@ -4,14 +4,15 @@ import math
 
 import datasets
 import evaluate
+import numpy as np
 
 
 class BitsPerByte(evaluate.Metric):
     """
     Code length of the text under the model, in bits a UTF-8 byte.
 
-    Mean nats a token, over ln 2, over the bytes a token stands for. Every token is charged, the one that separates two
-    stories included; bytes are those of the stories alone.
+    Mean nats a scored token, over ln 2, over the bytes that a token stands for in the whole text. Tokens that separate
+    two stories are charged as well; bytes are those of the stories alone.
     """
 
     def _info(self):
@@ -23,4 +24,4 @@ class BitsPerByte(evaluate.Metric):
         )
 
     def _compute(self, nll, bytes_per_token):
-        return {"bits_per_byte": sum(nll) / len(nll) / math.log(2) / bytes_per_token}
+        return {"bits_per_byte": float(np.mean(nll)) / math.log(2) / bytes_per_token}

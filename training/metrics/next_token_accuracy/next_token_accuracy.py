@@ -2,6 +2,7 @@
 
 import datasets
 import evaluate
+import numpy as np
 
 
 class NextTokenAccuracy(evaluate.Metric):
@@ -16,4 +17,4 @@ class NextTokenAccuracy(evaluate.Metric):
         )
 
     def _compute(self, correct):
-        return {"next_token_accuracy": sum(correct) / len(correct)}
+        return {"next_token_accuracy": float(np.mean(correct))}
