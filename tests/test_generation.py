@@ -124,9 +124,14 @@ def test_negative_control_prism_keys_cached_before_rotation(monkeypatch):
 NEW_TOKENS = 12
 
 
-def generation_model(case, seed=0, **overrides):
-    # Untied: a small tied model repeats its last token for ever, whatever the cache holds.
-    return case.model(seed=seed, tie_word_embeddings=False, **overrides)
+def generation_model(case):
+    # Untied: a small tied model repeats its last token for ever, whatever the cache holds. Many an untied one runs in
+    # circles as well; the tests take the first that does not.
+    for seed in range(50):
+        model = case.model(seed=seed, tie_word_embeddings=False)
+        if all(len(set(tokens)) > NEW_TOKENS // 2 for tokens in plain_loop(model, prompts(), greedy)):
+            return model
+    raise AssertionError("every model runs in circles")
 
 
 @torch.no_grad()
@@ -177,7 +182,6 @@ CACHE_OPTIONS = {
 def test_greedy(case, options):
     model = generation_model(case)
     expected = plain_loop(model, prompts(), greedy)
-    assert sum(len(set(tokens)) for tokens in expected) > 12, "short loops test little: take another seed"
     assert generate(model, prompts(), **CACHE_OPTIONS[options]) == expected
 
 
@@ -232,7 +236,7 @@ def test_assisted_decoding(case):
     calls = count_calls(model)
     assert generate(model, prompts(9), assistant_model=assistant) == expected
     assert 1 < len(calls) < NEW_TOKENS, "no candidate was accepted"
-    stranger = generation_model(case, seed=5, num_hidden_layers=1)
+    stranger = case.model(seed=5, tie_word_embeddings=False, num_hidden_layers=1)
     assert generate(model, prompts(9), assistant_model=stranger) == expected
 
 

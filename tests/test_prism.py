@@ -500,7 +500,7 @@ torch.testing.assert_close(split(input_ids).logits, whole(input_ids).logits, ato
 
 
 def test_tensor_parallel_plan(tmp_path):
-    config = PrismConfig(**{**COMMON, "intermediate_size": 38}, num_attention_heads=4)
+    config = PrismConfig(**{**COMMON, "intermediate_size": 38, "vocab_size": 98}, num_attention_heads=4)
     PrismForCausalLM(config).save_pretrained(tmp_path / "model")
     (tmp_path / "script.py").write_text(TENSOR_PARALLEL)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
