@@ -2,7 +2,14 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from .configuration_momentum import MomentumConfig
 from .configuration_prism import PrismConfig
+from .modeling_momentum import (
+    MomentumForCausalLM,
+    MomentumForSequenceClassification,
+    MomentumModel,
+    MomentumPreTrainedModel,
+)
 from .modeling_prism import (
     PrismForCausalLM,
     PrismForSequenceClassification,
@@ -16,7 +23,17 @@ AutoModel.register(PrismConfig, PrismModel)
 AutoModelForCausalLM.register(PrismConfig, PrismForCausalLM)
 AutoModelForSequenceClassification.register(PrismConfig, PrismForSequenceClassification)
 
+AutoConfig.register("momentum", MomentumConfig)
+AutoModel.register(MomentumConfig, MomentumModel)
+AutoModelForCausalLM.register(MomentumConfig, MomentumForCausalLM)
+AutoModelForSequenceClassification.register(MomentumConfig, MomentumForSequenceClassification)
+
 __all__ = [
+    "MomentumConfig",
+    "MomentumForCausalLM",
+    "MomentumForSequenceClassification",
+    "MomentumModel",
+    "MomentumPreTrainedModel",
     "PrismConfig",
     "PrismForCausalLM",
     "PrismForSequenceClassification",

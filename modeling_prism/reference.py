@@ -43,6 +43,18 @@ def rope(x: Tensor, position: int, theta: float) -> Tensor:
     return torch.cat((first * angle.cos() - second * angle.sin(), first * angle.sin() + second * angle.cos()))
 
 
+def logits_of_documents(document_logits, model_or_state_dict, config, input_ids: Tensor, position_ids=None) -> Tensor:
+    """Stacks `document_logits(weights, config, ids, positions)` (S, V) of each row of `input_ids` (B, S)."""
+    weights = model_or_state_dict
+    if isinstance(weights, torch.nn.Module):
+        weights = dict(weights.named_parameters())
+    weights = at_least_fp32(weights)
+    if position_ids is None:
+        position_ids = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+    documents = zip(input_ids.tolist(), position_ids.tolist())
+    return torch.stack([document_logits(weights, config, ids, positions) for ids, positions in documents])
+
+
 # Prism: Huang, "PRISM: Deriving the Transformer as a Signal-Denoising Operator via Maximum Coding Rate Reduction",
 # arXiv 2601.15540. z is the normalised residual stream, U the dictionary, lambda the weight of the noise heads.
 
@@ -148,11 +160,102 @@ def prism_logits(model_or_state_dict, config, input_ids: Tensor, position_ids: T
         input_ids: token ids (B, S).
         position_ids: positions (B, S); default 0, 1, 2, ...
     """
-    weights = model_or_state_dict
-    if isinstance(weights, torch.nn.Module):
-        weights = dict(weights.named_parameters())
-    weights = at_least_fp32(weights)
-    if position_ids is None:
-        position_ids = torch.arange(input_ids.shape[1]).expand_as(input_ids)
-    documents = zip(input_ids.tolist(), position_ids.tolist())
-    return torch.stack([prism_document(weights, config, ids, positions) for ids, positions in documents])
+    return logits_of_documents(prism_document, model_or_state_dict, config, input_ids, position_ids)
+
+
+# Momentum: Maitra, "Momentum Attention: The Physics of In-Context Learning and Spectral Forensics for Mechanistic
+# Interpretability", arXiv 2602.04902. A Llama whose queries and keys are sheared along the sequence.
+
+
+def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """`gain * x / sqrt(mean(x ** 2) + eps)` over the last dimension. (S, d) -> (S, d)."""
+    return gain * x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+
+
+def shear(x: list[Tensor], gamma: float) -> list[Tensor]:
+    """
+    Kinematic difference and symplectic shear (arXiv 2602.04902): p_t = x_t - x_(t-1), x^_t = x_t + gamma * p_t, over
+    the tokens of one document, in any of the two streams. p_0 = 0.
+    """
+    sheared = []
+    for t in range(len(x)):
+        p = x[t] - x[t - 1] if t > 0 else torch.zeros_like(x[t])
+        sheared.append(x[t] + gamma * p)
+    return sheared
+
+
+def momentum_head(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gamma: float,
+    streams: str,
+    placement: str,
+    theta: float,
+    position_ids: list[int],
+) -> Tensor:
+    """
+    One head: causal softmax of q^_t . k^_s / sqrt(D) over values that are not sheared. (S, D) each -> (S, D).
+
+    Args:
+        gamma: strength of the shear.
+        streams: "qk", "k" or "q": what is sheared.
+        placement: "post_rope": RoPE, then shear; "pre_rope": shear, then RoPE.
+        theta: RoPE base.
+        position_ids: position of each token; its previous token is the one before it, whatever the positions.
+    """
+    S, D = q.shape
+    rotated = []
+    for name, x in (("q", q), ("k", k)):
+        x = [x[t] for t in range(S)]
+        if placement == "pre_rope" and name in streams:
+            x = shear(x, gamma)
+        x = [rope(x[t], position_ids[t], theta) for t in range(S)]
+        if placement == "post_rope" and name in streams:
+            x = shear(x, gamma)
+        rotated.append(x)
+    q_hat, k_hat = rotated
+    y = []
+    for t in range(S):
+        scores = torch.stack([q_hat[t] @ k_hat[s] for s in range(t + 1)]) / D**0.5
+        a = scores.softmax(0)
+        y.append(sum(a[s] * v[s] for s in range(t + 1)))
+    return torch.stack(y)
+
+
+def momentum_document(weights: dict[str, Tensor], config, input_ids: list[int], position_ids: list[int]) -> Tensor:
+    """Logits (S, V) of one document: Llama's blocks (RMSNorm, SwiGLU, grouped queries) around `momentum_head`."""
+    eps, D = config.rms_norm_eps, config.head_dim
+    group = config.num_attention_heads // config.num_key_value_heads
+    gammas = config.momentum_gamma
+    z = weights["model.embed_tokens.weight"][input_ids]
+    for layer in range(config.num_hidden_layers):
+        block = f"model.layers.{layer}."
+        W = {name: weights[f"{block}self_attn.{name}_proj.weight"] for name in ("q", "k", "v", "o")}
+        x = rms_norm(z, weights[block + "input_layernorm.weight"], eps)
+        y = []
+        for i in range(config.num_attention_heads):
+            own, shared = slice(i * D, (i + 1) * D), slice(i // group * D, (i // group + 1) * D)
+            y.append(
+                momentum_head(
+                    x @ W["q"][own].T,
+                    x @ W["k"][shared].T,
+                    x @ W["v"][shared].T,
+                    gammas[layer] if isinstance(gammas, list) else gammas,
+                    config.momentum_streams,
+                    config.momentum_placement,
+                    config.rope_parameters["rope_theta"],
+                    position_ids,
+                )
+            )
+        z = z + torch.cat(y, dim=-1) @ W["o"].T
+        x = rms_norm(z, weights[block + "post_attention_layernorm.weight"], eps)
+        gate, up = (x @ weights[f"{block}mlp.{name}_proj.weight"].T for name in ("gate", "up"))
+        z = z + (gate * torch.sigmoid(gate) * up) @ weights[block + "mlp.down_proj.weight"].T
+    head = weights["model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"]
+    return rms_norm(z, weights["model.norm.weight"], eps) @ head.T
+
+
+def momentum_logits(model_or_state_dict, config, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    """Logits (B, S, V) of a `MomentumForCausalLM`; arguments as in `prism_logits`."""
+    return logits_of_documents(momentum_document, model_or_state_dict, config, input_ids, position_ids)

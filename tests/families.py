@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import modeling_prism
-from modeling_prism.reference import prism_logits
+from modeling_prism.reference import momentum_logits, prism_logits
 
 
 PAD, BOS, EOS = 0, 1, 2
@@ -63,6 +63,28 @@ FAMILIES = {
             "expansion_1": {"dictionary_expansion": 1},
         },
         remote_files=("configuration_prism.py", "modeling_prism.py"),
+    ),
+    "momentum": Family(
+        prefix="Momentum",
+        reference_logits=momentum_logits,
+        attention_class="MomentumAttention",
+        # At 0.2 a Llama's scores, too, are so large that rounding in fp32 comes near the tolerances.
+        arguments={
+            "num_attention_heads": 4,
+            "momentum_gamma": 0.8,
+            "tie_word_embeddings": True,
+            "initializer_range": 0.1,
+        },
+        variants={
+            "default": {},
+            "keys": {"momentum_streams": "k"},
+            "queries": {"momentum_streams": "q"},
+            "pre_rope": {"momentum_placement": "pre_rope"},
+            "grouped": {"num_key_value_heads": 2},
+            # Layers with and without a state in one cache; a low-pass filter.
+            "per_layer": {"num_hidden_layers": 3, "momentum_gamma": [1.5, 0.0, -0.4]},
+        },
+        remote_files=("configuration_momentum.py", "modeling_momentum.py"),
     ),
 }
 

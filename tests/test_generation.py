@@ -236,7 +236,7 @@ def test_assisted_decoding(case):
     calls = count_calls(model)
     assert generate(model, prompts(9), assistant_model=assistant) == expected
     assert 1 < len(calls) < NEW_TOKENS, "no candidate was accepted"
-    stranger = case.model(seed=5, tie_word_embeddings=False, num_hidden_layers=1)
+    stranger = case.model(seed=5, tie_word_embeddings=False, intermediate_size=29)
     assert generate(model, prompts(9), assistant_model=stranger) == expected
 
 
