@@ -10,7 +10,7 @@ import pytest
 import torch
 from families import CASES, DEFAULT_CASES, PAD, VOCAB, Case, left_pad, positions_from_mask, random_ids
 from transformers import DynamicCache, StaticCache
-from transformers.cache_utils import DynamicLayer, StaticLayer
+from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
 
 TOLERANCE = 1e-5
@@ -116,6 +116,14 @@ def test_negative_control_prism_keys_cached_before_rotation(monkeypatch):
 
     monkeypatch.setattr(DynamicLayer, "update", unrotated_update)
     assert chunked_error(Case("prism", "default").model(), "dynamic", seed=0) > VISIBLE
+
+
+def test_negative_control_momentum_without_its_state(monkeypatch):
+    """Every chunk starts as if it were a document: its first token has no previous one."""
+    monkeypatch.setattr(Cache, "get_conv_state", lambda *args: None)
+    for variant in ("default", "keys", "queries", "pre_rope", "per_layer"):
+        for cache_name in CACHES:
+            assert chunked_error(Case("momentum", variant).model(), cache_name, seed=0) > VISIBLE
 
 
 # generate()

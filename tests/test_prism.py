@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from families import CASES, COMMON, Case, random_ids
+from families import CASES, COMMON, Case, leaves, loss_of, random_ids
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from modeling_prism import PrismConfig, PrismForCausalLM, PrismForSequenceClassification, PrismModel, reference
@@ -18,16 +18,6 @@ PRISM_CASES = [case for case in CASES if case.id.startswith("prism-")]
 DEFAULT = Case("prism", "default")
 UNEVEN = Case("prism", "uneven")
 TOLERANCE = 1e-5
-
-
-def leaves(model):
-    return {name: weight.detach().clone().requires_grad_() for name, weight in model.named_parameters()}
-
-
-def loss_of(logits):
-    """A scalar that weighs every logit differently, of a size that gives gradients near 1."""
-    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(3))
-    return (logits * weights).sum() / logits[..., 0].numel()
 
 
 def logits_error(model, seed=0):

@@ -1,0 +1,575 @@
+"""What is particular to Momentum: the shear, gamma = 0, Llama's weights, where a sequence starts, the state, refusals."""
+
+import json
+import math
+
+import pytest
+import torch
+from families import (
+    CASES,
+    COMMON,
+    PAD,
+    VOCAB,
+    Case,
+    leaves,
+    left_pad,
+    loss_of,
+    positions_from_mask,
+    random_ids,
+)
+from test_generation import generate, generation_model, greedy, plain_loop, prompts
+from torch._dynamo.testing import CompileCounterWithBackend
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    QuantizedCache,
+    StaticCache,
+)
+from transformers.cache_utils import LinearAttentionCacheLayerMixin, LinearAttentionLayer
+
+from modeling_prism import MomentumConfig, MomentumForCausalLM, MomentumForSequenceClassification, reference
+
+
+MOMENTUM_CASES = [case for case in CASES if case.id.startswith("momentum-")]
+DEFAULT = Case("momentum", "default")
+TOLERANCE = 1e-5
+VISIBLE = 1e-3
+CACHES = {
+    "dynamic": lambda model: DynamicCache(config=model.config),
+    "static": lambda model: StaticCache(config=model.config, max_cache_len=24),
+}
+
+
+def assert_near(actual, expected, **kwargs):
+    torch.testing.assert_close(actual, expected, atol=TOLERANCE, rtol=0, **kwargs)
+
+
+def logits_error(model, seed=0):
+    ids = random_ids(2, 11, seed=seed)
+    with torch.no_grad():
+        return (model(ids).logits - reference.momentum_logits(model, model.config, ids)).abs().max().item()
+
+
+# The equations
+
+
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("case", MOMENTUM_CASES)
+def test_logits_and_gradients_equal_the_reference(case, attn_implementation):
+    model = case.model(attn_implementation=attn_implementation)
+    weights, ids = leaves(model), random_ids(2, 11)
+    expected = reference.momentum_logits(weights, model.config, ids)
+    loss_of(expected).backward()
+    logits = model(ids).logits
+    loss_of(logits).backward()
+
+    assert_near(logits, expected)
+    for name, parameter in model.named_parameters():
+        assert weights[name].grad.abs().max() > 1e-2, f"the test cannot see an error in {name}"
+        assert_near(parameter.grad, weights[name].grad, msg=name)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_the_published_gamma_equals_the_reference(layers):
+    model = DEFAULT.model(momentum_gamma=None, num_hidden_layers=layers, initializer_range=0.08)
+    assert logits_error(model) < TOLERANCE
+    assert model.config.momentum_gamma == pytest.approx(4.17 * layers**-0.74)
+
+
+@pytest.mark.parametrize("case", [MOMENTUM_CASES[0], MOMENTUM_CASES[3]])
+def test_flex_attention_equals_the_reference(case):
+    assert logits_error(case.model(attn_implementation="flex_attention")) < TOLERANCE
+
+
+def two_tokens_back(x, gamma):
+    return [x[t] + gamma * (x[t] - x[max(t - 2, 0)]) for t in range(len(x))]
+
+
+def zero_before_the_start(x, gamma):
+    return [x[t] + gamma * (x[t] - (x[t - 1] if t > 0 else 0)) for t in range(len(x))]
+
+
+def smoothed(x, gamma):
+    return [x[t] - gamma * (x[t] - x[max(t - 1, 0)]) for t in range(len(x))]
+
+
+@pytest.mark.parametrize("wrong", [two_tokens_back, zero_before_the_start, smoothed])
+def test_negative_control_a_wrong_shear_does_not_match(monkeypatch, wrong):
+    monkeypatch.setattr(reference, "shear", wrong)
+    assert logits_error(DEFAULT.model()) > VISIBLE
+
+
+def test_streams_and_placements_are_different_functions():
+    ids, outputs = random_ids(2, 11), []
+    for streams in ("qk", "k", "q"):
+        for placement in ("post_rope", "pre_rope"):
+            model = DEFAULT.model(momentum_streams=streams, momentum_placement=placement)
+            outputs.append(model(ids).logits)
+    for index, logits in enumerate(outputs):
+        for other in outputs[:index]:
+            assert (logits - other).abs().max() > VISIBLE
+
+
+@pytest.mark.parametrize("gamma", [0.15, 0.8, 4.17, -0.4])
+def test_the_shear_is_the_published_high_pass_filter(gamma):
+    attention = DEFAULT.model(momentum_gamma=gamma).double().model.layers[0].self_attn
+    steps = torch.arange(400, dtype=torch.float64)
+    for frequency in (0.0, 0.3, 1.44, math.pi):
+        waves = torch.stack((torch.cos(frequency * steps), torch.sin(frequency * steps)), dim=-1)
+        sheared = attention.shear(waves[None, :, None], None, None, None)[0, :, 0]
+        gain = (1 + 2 * gamma * (1 + gamma) * (1 - math.cos(frequency))) ** 0.5
+        assert_near(sheared[1:].norm(dim=-1), torch.full((399,), gain, dtype=torch.float64))
+        if frequency == 0:
+            assert torch.equal(sheared, waves)
+
+
+# gamma = 0, and Llama's weights
+
+
+def llama_and_momentum(tmp_path, llama_class=LlamaForCausalLM, **overrides):
+    """A Llama with bias and grouped queries, saved, and the folder opened as a Momentum."""
+    sizes = {**COMMON, "num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True, "num_hidden_layers": 3}
+    torch.manual_seed(0)
+    llama = llama_class(LlamaConfig(**sizes)).eval()
+    llama.save_pretrained(tmp_path / "llama")
+    momentum_class = {
+        LlamaForCausalLM: MomentumForCausalLM,
+        LlamaForSequenceClassification: MomentumForSequenceClassification,
+    }[llama_class]
+    momentum, info = momentum_class.from_pretrained(tmp_path / "llama", output_loading_info=True, **overrides)
+    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return llama, momentum.eval()
+
+
+@pytest.mark.parametrize("placement", ["post_rope", "pre_rope"])
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+def test_gamma_zero_is_llama_bit_for_bit(tmp_path, attn_implementation, placement):
+    overrides = {"momentum_gamma": 0.0, "momentum_placement": placement}
+    llama, momentum = llama_and_momentum(tmp_path, **overrides)
+    ids, mask = left_pad([random_ids(11), random_ids(4)])
+    positions = positions_from_mask(mask)
+    for model in (llama, momentum):
+        model.set_attn_implementation(attn_implementation)
+    for arguments in (
+        {},
+        {"attention_mask": mask},
+        {"attention_mask": mask, "position_ids": positions},
+        {"use_cache": False, "position_ids": torch.arange(11).remainder(4)[None]},
+    ):
+        for train in (True, False):
+            outputs = [model.train(train)(ids, labels=ids, **arguments) for model in (llama, momentum)]
+            assert torch.equal(outputs[0].logits, outputs[1].logits)
+            for model, output in zip((llama, momentum), outputs):
+                model.zero_grad()
+                output.loss.backward()
+            for (name, parameter), other in zip(llama.named_parameters(), momentum.parameters()):
+                assert torch.equal(parameter.grad, other.grad), name
+    kwargs = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "attention_mask": mask}
+    assert torch.equal(llama.generate(ids, **kwargs), momentum.generate(ids, **kwargs))
+
+
+@pytest.mark.parametrize("head", [LlamaForCausalLM, LlamaForSequenceClassification])
+def test_a_llama_folder_loads_with_a_gamma_of_choice(tmp_path, head):
+    ids = random_ids(2, 11)
+    llama, momentum = llama_and_momentum(tmp_path, head, momentum_gamma=0.7, momentum_streams="k")
+    assert {name for name, _ in llama.named_parameters()} == {name for name, _ in momentum.named_parameters()}
+    for (name, weight), other in zip(llama.named_parameters(), momentum.parameters()):
+        assert torch.equal(weight, other), name
+    assert (llama(ids).logits - momentum(ids).logits).abs().max() > VISIBLE
+    momentum.save_pretrained(tmp_path / "momentum")
+    saved = json.loads((tmp_path / "momentum" / "config.json").read_text())
+    assert (saved["model_type"], saved["momentum_gamma"], saved["momentum_streams"]) == ("momentum", 0.7, "k")
+    assert "layer_types" not in saved
+    again = type(momentum).from_pretrained(tmp_path / "momentum")
+    assert torch.equal(again(ids).logits, momentum(ids).logits)
+
+
+def test_a_llama_folder_loads_with_the_published_gamma(tmp_path):
+    _, momentum = llama_and_momentum(tmp_path)
+    assert momentum.config.momentum_gamma == 4.17 * 3**-0.74
+    _, momentum = llama_and_momentum(tmp_path, momentum_gamma=None)
+    assert momentum.config.momentum_gamma == 4.17 * 3**-0.74
+    momentum.save_pretrained(tmp_path / "momentum")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "momentum").config.momentum_gamma == 4.17 * 3**-0.74
+    _, momentum = llama_and_momentum(tmp_path, momentum_gamma=[0.5, 0.0, 1.0])
+    assert momentum.config.layer_types == ["hybrid", "full_attention", "hybrid"]
+    assert [layer.self_attn.gamma for layer in momentum.model.layers] == [0.5, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("override", [{"momentum_gamma": [0.5, 1.0]}, {"momentum_gamma": math.nan}])
+def test_an_override_that_does_not_fit_is_refused(tmp_path, override):
+    with pytest.raises(ValueError, match="`momentum_gamma`"):
+        llama_and_momentum(tmp_path, **override)
+
+
+def test_no_parameters_are_added():
+    config = DEFAULT.config()
+    llama = LlamaForCausalLM(LlamaConfig(**{**COMMON, "num_attention_heads": 4, "tie_word_embeddings": True}))
+    assert MomentumForCausalLM(config).num_parameters() == llama.num_parameters()
+
+
+def test_published_gammas():
+    law = [MomentumConfig(**{**COMMON, "num_hidden_layers": n}, num_attention_heads=4).momentum_gamma for n in (1, 2, 4)]
+    assert law == pytest.approx([4.17, 2.50, 1.495], abs=0.005)
+
+
+# Where a sequence starts
+
+DOCUMENTS = [random_ids(length, seed=length) for length in (11, 3, 7)]
+
+
+def right_pad(documents):
+    ids = torch.nn.utils.rnn.pad_sequence(documents, batch_first=True, padding_value=PAD)
+    lengths = torch.tensor([len(document) for document in documents])
+    return ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+
+
+def scatter_padding(documents):
+    """Padding before, between and after the tokens."""
+    length = 2 * max(map(len, documents))
+    mask = torch.zeros(len(documents), length, dtype=torch.long)
+    generator = torch.Generator().manual_seed(1)
+    for row, document in enumerate(documents):
+        mask[row, torch.randperm(length, generator=generator)[: len(document)]] = 1
+    ids = torch.full_like(mask, PAD)
+    ids[mask.bool()] = torch.cat(documents)
+    return ids, mask
+
+
+@pytest.mark.parametrize("positions", [True, False], ids=["positions", "mask_alone"])
+@pytest.mark.parametrize("pad", [left_pad, right_pad, scatter_padding])
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("case", MOMENTUM_CASES)
+def test_padding_has_no_influence(case, attn_implementation, pad, positions):
+    if pad is scatter_padding and not positions:
+        pytest.skip("without position ids, rotary distances count the padding")
+    model = case.model(attn_implementation=attn_implementation)
+    ids, mask = pad(DOCUMENTS)
+    arguments = {"attention_mask": mask, "position_ids": positions_from_mask(mask) if positions else None}
+    embeds = model.get_input_embeddings()(ids).detach().requires_grad_()
+    logits = model(inputs_embeds=embeds, **arguments).logits
+    for row, document in enumerate(DOCUMENTS):
+        assert_near(logits[row, mask[row].bool()], model(document[None]).logits[0])
+
+    (gradient,) = torch.autograd.grad(loss_of(logits[mask.bool()]), embeds)
+    assert gradient.isfinite().all() and gradient[~mask.bool()].eq(0).all()
+    for value in (1.0, -1e9):
+        other = torch.where(mask.bool()[..., None], embeds.detach(), torch.full_like(embeds, value))
+        changed = model(inputs_embeds=other, **arguments).logits
+        assert torch.equal(changed[mask.bool()], logits[mask.bool()])
+
+
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("case", MOMENTUM_CASES)
+def test_other_documents_have_no_influence(case, attn_implementation):
+    model = case.model(attn_implementation=attn_implementation)
+    lengths = [4, 1, 6]
+    ids, positions = random_ids(2, 11), torch.cat([torch.arange(length) for length in lengths])[None].expand(2, -1)
+    logits = model(ids, position_ids=positions).logits
+    for index, part in enumerate(logits.split(lengths, dim=1)):
+        others = torch.cat([torch.full((length,), index != other) for other, length in enumerate(lengths)])
+        embeds = model.get_input_embeddings()(ids).detach()
+        embeds[:, others] = 1e9
+        changed = model(inputs_embeds=embeds, position_ids=positions).logits
+        assert torch.equal(changed.split(lengths, dim=1)[index], part)
+
+
+def test_documents_told_apart_by_a_mask_of_four_dimensions():
+    model, ids = DEFAULT.model(), random_ids(1, 11)
+    positions = torch.cat((torch.arange(4), torch.arange(7)))[None]
+    document = (torch.arange(11) >= 4).long()
+    allowed = (document[:, None] == document) & torch.ones(11, 11, dtype=torch.bool).tril()
+    expected = model(ids, position_ids=positions).logits
+    assert_near(model(ids, position_ids=positions, attention_mask=allowed[None, None]).logits, expected)
+    additive = torch.zeros(11, 11).masked_fill(~allowed, torch.finfo(torch.float).min)
+    assert_near(model(ids, position_ids=positions, attention_mask=additive[None, None]).logits, expected)
+
+
+@pytest.mark.parametrize("pad", [left_pad, right_pad, scatter_padding])
+def test_padding_under_compile(pad):
+    model = DEFAULT.model()
+    ids, mask = pad(DOCUMENTS)
+    positions = positions_from_mask(mask)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    logits = compiled(ids, attention_mask=mask, position_ids=positions).logits
+    for row, document in enumerate(DOCUMENTS):
+        assert_near(logits[row, mask[row].bool()], model(document[None]).logits[0])
+
+
+# The state
+
+
+@pytest.mark.parametrize("cuts", [(2,), (5,), (8,), (9,), (3, 5, 8, 9), range(1, 11)], ids=str)
+@pytest.mark.parametrize("pad", [left_pad, right_pad, scatter_padding])
+@pytest.mark.parametrize("cache_name", CACHES)
+@pytest.mark.parametrize("case", [MOMENTUM_CASES[0], MOMENTUM_CASES[3]])
+@torch.no_grad()
+def test_chunks_of_any_padding_equal_plain_runs(case, cache_name, pad, cuts):
+    """With left padding to 11 tokens the documents start at 0, 8 and 4: before, in and after a chunk."""
+    model = case.model()
+    ids, mask = pad(DOCUMENTS)
+    positions = positions_from_mask(mask)
+    cache = CACHES[cache_name](model)
+    pieces, bounds = [], [0, *cuts, ids.shape[1]]
+    for start, end in zip(bounds, bounds[1:]):
+        chunk = {"attention_mask": mask[:, :end], "position_ids": positions[:, start:end], "past_key_values": cache}
+        pieces.append(model(ids[:, start:end], **chunk).logits)
+    logits = torch.cat(pieces, dim=1)
+    for row, document in enumerate(DOCUMENTS):
+        assert_near(logits[row, mask[row].bool()], model(document[None], use_cache=False).logits[0])
+
+
+@torch.no_grad()
+def test_left_padding_by_the_mask_alone_in_chunks():
+    model = DEFAULT.model()
+    ids, mask = left_pad(DOCUMENTS)
+    for cache_name, make_cache in CACHES.items():
+        cache = make_cache(model)
+        pieces = [
+            model(ids[:, start:end], attention_mask=mask[:, :end], past_key_values=cache).logits
+            for start, end in ((0, 4), (4, 8), (8, 9), (9, 11))
+        ]
+        for row, document in enumerate(DOCUMENTS):
+            assert_near(torch.cat(pieces, dim=1)[row, -len(document) :], model(document[None]).logits[0], msg=cache_name)
+
+
+@torch.no_grad()
+def test_the_cache_keeps_its_size():
+    for variant, heads in (("default", 8), ("keys", 4), ("queries", 4), ("grouped", 6)):
+        model = Case("momentum", variant).model()
+        cache = model(random_ids(2, 11)).past_key_values
+        for layer in cache.layers:
+            keys = (2, model.config.num_key_value_heads, 11, 8)
+            assert tuple(layer.keys.shape) == tuple(layer.values.shape) == keys
+            # One token, whatever was prefilled.
+            assert tuple(layer.conv_states[0].shape) == (2, heads, 8, 1)
+    cache = Case("momentum", "per_layer").model()(random_ids(2, 11)).past_key_values
+    assert [isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers] == [True, False, True]
+
+
+@torch.no_grad()
+def test_the_cache_holds_sheared_keys():
+    model, ids = Case("momentum", "keys").model(), random_ids(1, 11)
+    sheared = model(ids).past_key_values.layers[0].keys
+    plain = Case("momentum", "keys").model(momentum_gamma=0.0)(ids).past_key_values.layers[0].keys
+    previous = torch.cat((plain[:, :, :1], plain[:, :, :-1]), dim=2)
+    assert_near(sheared, plain + 0.8 * (plain - previous))
+
+
+@torch.no_grad()
+def test_a_cache_that_is_reset_starts_again():
+    model, ids = DEFAULT.model(), random_ids(2, 11)
+    for make_cache in CACHES.values():
+        cache = make_cache(model)
+        model(random_ids(2, 7, seed=5), past_key_values=cache)
+        cache.reset()
+        assert_near(model(ids, past_key_values=cache).logits, model(ids).logits)
+
+
+@torch.no_grad()
+def test_cropping_restores_the_state():
+    model, ids = Case("momentum", "per_layer").model(), random_ids(1, 11)
+    expected = model(ids).logits
+    cache = DynamicCache(config=model.config)
+    cache.activate_past_recording()
+    model(ids[:, :5], past_key_values=cache)
+    for removed in (0, 1, 3, 4):
+        model(random_ids(1, 4, seed=removed), past_key_values=cache)
+        cache.crop(-4)
+        logits = model(torch.cat((ids[:, 5:6], random_ids(1, 3)), dim=1), past_key_values=cache).logits
+        assert_near(logits[:, :1], expected[:, 5:6])
+        cache.crop(-4)
+    model(ids[:, 5:], past_key_values=cache)
+    cache.crop(-11)
+    assert cache.get_seq_length() == 0
+    assert_near(model(ids, past_key_values=cache).logits, expected)
+    # Nothing was recorded here.
+    cache = model(ids).past_key_values
+    with pytest.raises(RuntimeError, match="activate_past_recording"):
+        cache.crop(-2)
+    # Recorded from the second call on: the state of the first is gone.
+    cache = DynamicCache(config=model.config)
+    model(ids[:, :5], past_key_values=cache)
+    cache.activate_past_recording()
+    model(ids[:, 5:7], past_key_values=cache)
+    cache.crop(-4)
+    with pytest.raises(ValueError, match="cropped further back"):
+        model(ids[:, 3:], past_key_values=cache)
+
+
+def test_negative_control_beams_keep_each_others_state(monkeypatch):
+    model = generation_model(DEFAULT)
+    expected = generate(model, prompts(), num_beams=3, use_cache=False)
+    assert generate(model, prompts(), num_beams=3) == expected
+    monkeypatch.setattr(LinearAttentionCacheLayerMixin, "reorder_cache", lambda self, beam_idx: None)
+    assert generate(model, prompts(), num_beams=3) != expected
+
+
+def test_negative_control_the_state_is_not_cropped(monkeypatch):
+    def keep_the_last(self, tokens_to_remove):
+        for index, state in self.conv_states.items():
+            self.conv_states[index] = state[..., -1:]
+
+    monkeypatch.setattr(LinearAttentionLayer, "crop", keep_the_last)
+    model = generation_model(DEFAULT)
+    wrong = []
+    for seed in range(3):
+        stranger = generation_model(DEFAULT, seed=5 + seed)
+        prompt = [random_ids(9, seed=seed)]
+        wrong.append(generate(model, prompt, assistant_model=stranger) != plain_loop(model, prompt, greedy))
+    assert any(wrong)
+
+
+def test_assisted_by_llama_and_assisting_llama(tmp_path):
+    llama, momentum = llama_and_momentum(tmp_path, momentum_gamma=0.7)
+    for model, assistant in ((llama, momentum), (momentum, llama)):
+        expected = plain_loop(model, prompts(9), greedy)
+        assert generate(model, prompts(9), assistant_model=assistant) == expected
+
+
+def test_a_conversation_in_a_batch_goes_on_from_a_kept_cache():
+    """The second turns follow first turns of different lengths: the mask has holes."""
+    model = generation_model(DEFAULT)
+    first, second = [random_ids(n, seed=n) for n in (9, 4, 6)], [random_ids(n, seed=20 + n) for n in (2, 5, 3)]
+    expected = plain_loop(model, [torch.cat(turns) for turns in zip(first, second)], greedy)
+    (ids, mask), (more_ids, more_mask) = right_pad(first), left_pad(second)
+    for make_cache in (CACHES["dynamic"], lambda model: StaticCache(config=model.config, max_cache_len=40)):
+        cache = make_cache(model)
+        with torch.no_grad():
+            model(ids, attention_mask=mask, past_key_values=cache)
+        all_ids, all_mask = torch.cat((ids, more_ids), dim=1), torch.cat((mask, more_mask), dim=1)
+        sequences = model.generate(
+            all_ids,
+            attention_mask=all_mask,
+            past_key_values=cache,
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=None,
+            disable_compile=True,
+        )
+        assert sequences[:, all_ids.shape[1] :].tolist() == expected
+
+
+@torch.no_grad()
+def test_decoding_with_a_static_cache_compiles_once():
+    model = DEFAULT.model()
+    ids, mask = left_pad([random_ids(9), random_ids(6)])
+    expected = model(ids, attention_mask=mask, position_ids=positions_from_mask(mask), use_cache=False).logits
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    cache, pieces, bounds = CACHES["static"](model), [], [0, 4, 5, 6, 7, 8, 9]
+    for start, end in zip(bounds, bounds[1:]):
+        inputs = model.prepare_inputs_for_generation(
+            ids[:, :end],
+            next_sequence_length=end - start,
+            past_key_values=cache,
+            attention_mask=mask[:, :end],
+            position_ids=positions_from_mask(mask)[:, start:end],
+        )
+        assert isinstance(inputs["attention_mask"], dict)
+        pieces.append((model if start == 0 else compiled)(**inputs).logits)
+    assert_near(torch.cat(pieces, dim=1)[mask.bool()], expected[mask.bool()])
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("case", MOMENTUM_CASES)
+@torch.no_grad()
+def test_bf16_autocast_with_padding_and_a_cache(case):
+    model = case.model()
+    ids, mask = left_pad(DOCUMENTS)
+    expected = model(ids, attention_mask=mask).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cache = DynamicCache(config=model.config)
+        first = model(ids[:, :9], attention_mask=mask[:, :9], past_key_values=cache).logits
+        rest = model(ids[:, 9:], attention_mask=mask, past_key_values=cache).logits
+    difference = (torch.cat((first, rest), dim=1).float() - expected)[mask.bool()].abs()
+    assert difference.mean() < 0.03 * expected.abs().mean() + 0.01
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    "arguments, name",
+    [
+        *[({"momentum_gamma": value}, "`momentum_gamma` must be a finite") for value in (math.nan, math.inf, -math.inf)],
+        ({"momentum_gamma": [0.5, math.nan]}, "`momentum_gamma` must be a finite"),
+        ({"momentum_gamma": [0.5]}, "`momentum_gamma` holds 1 numbers for `num_hidden_layers`=2"),
+        ({"momentum_gamma": []}, "`momentum_gamma` holds 0"),
+        ({"momentum_gamma": [0.5, 0.5, 0.5]}, "`momentum_gamma` holds 3"),
+        ({"momentum_streams": "v"}, "`momentum_streams` must be one of qk, k, q, got 'v'"),
+        ({"momentum_streams": "kq"}, "`momentum_streams`"),
+        ({"momentum_streams": ""}, "`momentum_streams`"),
+        ({"momentum_placement": "rope"}, "`momentum_placement` must be one of post_rope, pre_rope, got 'rope'"),
+        ({"num_key_value_heads": 3}, "`num_key_value_heads`=3"),
+        ({"num_attention_heads": 3}, "multiple of the number of attention heads"),
+        ({"num_hidden_layers": 0}, "`num_hidden_layers`"),
+    ],
+)
+def test_the_config_refuses(arguments, name):
+    with pytest.raises(ValueError, match=name):
+        MomentumConfig(**{**COMMON, "num_attention_heads": 4, **arguments})
+
+
+def llama_cache():
+    llama = LlamaForCausalLM(LlamaConfig(**{**COMMON, "num_attention_heads": 4}))
+    return llama(random_ids(2, 5)).past_key_values
+
+
+@pytest.mark.parametrize(
+    "make_cache, message",
+    [
+        (lambda config: DynamicCache(), "DynamicCache.config=model.config"),
+        (lambda config: llama_cache(), "has no place for the previous token"),
+        (lambda config: StaticCache(config=LlamaConfig(**COMMON, num_attention_heads=4), max_cache_len=16), "no place"),
+        (lambda config: QuantizedCache("fp8", config), "QuantizedCache.*no place"),
+        (lambda config: DynamicCache(config=DEFAULT.config(num_hidden_layers=1)), "no place"),
+        (lambda config: DynamicCache([(torch.ones(2, 4, 5, 8),) * 2] * 2, config=config), "filled by another model"),
+        (lambda config: ((torch.ones(2, 4, 5, 8),) * 2,) * 2, "tuple.* no place"),
+    ],
+)
+def test_a_cache_without_the_state_is_refused(make_cache, message):
+    model = DEFAULT.model()
+    with pytest.raises(ValueError, match=message):
+        model(random_ids(2, 3), past_key_values=make_cache(model.config))
+    if message != "filled by another model":
+        return
+    # Plain Llama needs no state.
+    model = DEFAULT.model(momentum_gamma=0.0)
+    assert model(random_ids(2, 3), past_key_values=make_cache(model.config)).logits.isfinite().all()
+
+
+@torch.no_grad()
+def test_a_cache_whose_batch_was_changed_without_its_state_is_refused():
+    model = DEFAULT.model()
+    cache = model(random_ids(1, 5)).past_key_values
+    cache.batch_repeat_interleave(3)
+    with pytest.raises(ValueError, match="for a batch of 1, not 3"):
+        model(random_ids(3, 1), past_key_values=cache)
+
+
+def test_modes_that_lose_the_state_are_refused():
+    model = generation_model(DEFAULT)
+    with pytest.raises(ValueError, match="no place"):
+        generate(model, prompts(), cache_implementation="quantized", cache_config={"backend": "fp8"})
+    with pytest.raises(ValueError, match="offload"):
+        generate(model, prompts(), cache_implementation="offloaded")
+    with pytest.raises(ValueError, match="generate_batch.*call `generate`"):
+        model.generate_batch([[5, 6, 7]])
+    with pytest.raises(ValueError, match="position_ids"):
+        model(random_ids(1, 5), cu_seq_lens_q=torch.tensor([0, 2, 5]))
+
+
+def test_a_mask_that_does_not_cover_the_cache_is_refused():
+    model = DEFAULT.model()
+    cache = model(random_ids(2, 5)).past_key_values
+    mask = torch.tensor([[0, 1], [1, 1]])
+    with pytest.raises(ValueError, match="`attention_mask` has 2 columns for 5 cached and 2 new"):
+        model(random_ids(2, 2), attention_mask=mask, past_key_values=cache)
+
+
+def test_vocabulary_of_the_tests():
+    assert DEFAULT.config().vocab_size == VOCAB
