@@ -10,16 +10,16 @@ from transformers.models.llama.configuration_llama import LlamaConfig
 @strict
 class MomentumConfig(LlamaConfig):
     r"""
-    Configuration of a Momentum model ("Momentum Attention: The Physics of In-Context Learning and Spectral Forensics for
-    Mechanistic Interpretability", Maitra, arXiv 2602.04902): a `LlamaConfig` with three fields more. The config of any
-    Llama folder is one.
+    Configuration of a Momentum model ("Momentum Attention: The Physics of In-Context Learning and Spectral Forensics
+    for Mechanistic Interpretability", Maitra, arXiv 2602.04902): a `LlamaConfig` with three fields more. The config of
+    any Llama folder is one.
 
     Args:
-        momentum_gamma (`float` or `list[float]`, *optional*): gamma, how much of the difference to the previous token is
-            added to queries and keys: one number, or one for each layer. 0 is plain Llama. Default: the published law
-            `4.17 * num_hidden_layers ** -0.74`, resolved here, so that a saved config holds the number.
-        momentum_streams (`str`, defaults to `"qk"`): what is sheared: `"qk"` queries and keys (as published), `"k"` keys
-            alone, `"q"` queries alone.
+        momentum_gamma (`float` or `list[float]`, *optional*): gamma, how much of the difference to the previous token
+            is added to queries and keys: one number, or one for each layer. 0 is plain Llama. Default: the published
+            law `4.17 * num_hidden_layers ** -0.74`, resolved here, so that a saved config holds the number.
+        momentum_streams (`str`, defaults to `"qk"`): what is sheared: `"qk"` queries and keys (as published), `"k"`
+            keys alone, `"q"` queries alone.
         momentum_placement (`str`, defaults to `"post_rope"`): shear after the rotary embedding (`"post_rope"`, as
             published) or before it (`"pre_rope"`).
         kwargs: every field of `LlamaConfig`.

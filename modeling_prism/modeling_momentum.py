@@ -28,8 +28,8 @@ from transformers.models.llama.modeling_llama import (
     LlamaPreTrainedModel,
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
-    apply_rotary_pos_emb,
     eager_attention_forward,
+    rotate_half,
 )
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -38,19 +38,26 @@ from transformers.utils.import_utils import is_tracing
 from .configuration_momentum import MomentumConfig
 
 
+def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Llama's `apply_rotary_pos_emb` of one tensor (B, S, N, D); `cos` and `sin` are (B or 1, S, D)."""
+    return states * cos.unsqueeze(2) + rotate_half(states) * sin.unsqueeze(2)
+
+
 class MomentumAttention(LlamaAttention):
     """Llama's attention with `q + gamma * (q - q_previous)` and the same for keys (symplectic shear)."""
 
     def __init__(self, config: MomentumConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         self.gamma = config.layer_gammas[layer_idx]
+        self.streams = config.momentum_streams
+        self.placement = config.momentum_placement
 
     def shear(
         self,
         states: torch.Tensor,
-        past_key_values: Cache | None,
-        continues: torch.Tensor | None,
-        carried: torch.Tensor | None,
+        past_key_values: Cache | None = None,
+        continues: torch.Tensor | None = None,
+        carried: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         `states + gamma * (states - previous states)`, and the last states left in the cache for the next call.
@@ -68,10 +75,12 @@ class MomentumAttention(LlamaAttention):
             previous = states[:, :1]
         else:
             previous = state[..., -1:].permute(0, 3, 1, 2)
-        history = torch.cat((previous, states), dim=1)
-        if carried is not None:
-            history = history.gather(1, carried[..., None, None].expand(-1, -1, *states.shape[2:]))
-        previous = history[:, :-1]
+        kept = states
+        if states.shape[1] > 1 or carried is not None:
+            history = torch.cat((previous, states), dim=1)  # (B, 1 + S, N, D)
+            if carried is not None:
+                history = history.gather(1, carried[..., None, None].expand(-1, -1, *states.shape[2:]))
+            previous, kept = history[:, :-1], history[:, 1:]
         if continues is not None:
             previous = torch.where(continues, previous, states)
         # (1 + gamma) * states - gamma * previous in one kernel, and exactly `states` where the two are equal.
@@ -79,18 +88,21 @@ class MomentumAttention(LlamaAttention):
 
         if past_key_values is not None:
             # A cache that may be cropped, as in assisted decoding, keeps the states of every token until it was.
-            kept = slice(1 if past_key_values.is_recording_past(self.layer_idx) else -1, None)
-            state = history[:, kept].permute(0, 2, 3, 1)  # (B, N, D, tokens)
-            past_key_values.update_conv_state(state, self.layer_idx, conv_kernel_size=1)
+            if not past_key_values.is_recording_past(self.layer_idx):
+                kept = kept[:, -1:]
+            past_key_values.update_conv_state(kept.permute(0, 2, 3, 1), self.layer_idx, conv_kernel_size=1)
         return sheared
 
-    def shear_streams(self, query_states: torch.Tensor, key_states: torch.Tensor, *args):
-        if self.config.momentum_streams == "k":
-            return query_states, self.shear(key_states, *args)
-        if self.config.momentum_streams == "q":
-            return self.shear(query_states, *args), key_states
-        heads = query_states.shape[2], key_states.shape[2]
-        return self.shear(torch.cat((query_states, key_states), dim=2), *args).split(heads, dim=2)
+    def rotate_and_shear(
+        self, states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], *momentum
+    ) -> torch.Tensor:
+        """RoPE and the shear in the order of `momentum_placement`: (B, S, N, D) -> (B, S, N, D)."""
+        if self.placement == "pre_rope":
+            states = self.shear(states, *momentum)
+        states = rotate(states, *position_embeddings)
+        if self.placement == "post_rope":
+            states = self.shear(states, *momentum)
+        return states
 
     def forward(
         self,
@@ -113,11 +125,19 @@ class MomentumAttention(LlamaAttention):
         value_states = self.v_proj(hidden_states).view(hidden_shape).transpose(1, 2)
 
         momentum = (past_key_values, continues, carried)
-        if self.config.momentum_placement == "pre_rope":
-            query_states, key_states = self.shear_streams(query_states, key_states, *momentum)
-        query_states, key_states = apply_rotary_pos_emb(query_states, key_states, *position_embeddings, unsqueeze_dim=2)
-        if self.config.momentum_placement == "post_rope":
-            query_states, key_states = self.shear_streams(query_states, key_states, *momentum)
+        if self.streams == "qk":
+            # As one tensor, for half the kernels.
+            heads = query_states.shape[2], key_states.shape[2]
+            states = torch.cat((query_states, key_states), dim=2)
+            query_states, key_states = self.rotate_and_shear(states, position_embeddings, *momentum).split(
+                heads, dim=2
+            )
+        elif self.streams == "k":
+            query_states = rotate(query_states, *position_embeddings)
+            key_states = self.rotate_and_shear(key_states, position_embeddings, *momentum)
+        else:
+            query_states = self.rotate_and_shear(query_states, position_embeddings, *momentum)
+            key_states = rotate(key_states, *position_embeddings)
         query_states, key_states = query_states.transpose(1, 2), key_states.transpose(1, 2)
 
         if past_key_values is not None:
@@ -161,10 +181,9 @@ def find_previous_tokens(
     padding or for another document.
 
     Returns:
-        `continues` (B, S, 1, 1), False where there is none, and `carried` (B, 1 + S): for the token before the new ones
-        and for each of them, where the last real token stands, 0 being what the cache kept and 1 the first new token.
-        None for the first where all but the very first token have one; None for the second where no padding follows
-        real tokens.
+        `continues` (B, S, 1, 1), False where there is none; None where all but the very first token have one.
+        `carried` (B, 1 + S), for the token before the new ones and for each of them: where the last real token stands,
+        0 being what the cache kept and 1 the first new token; None where no padding follows real tokens.
     """
     past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
 
@@ -177,8 +196,8 @@ def find_previous_tokens(
         slots = past_length + torch.arange(length, device=real.device)
         if not tracing and slots[-1] >= real.shape[1]:
             raise ValueError(
-                f"`attention_mask` has {real.shape[1]} columns for {int(past_length)} cached and {length} new tokens: it "
-                "must cover them all."
+                f"`attention_mask` has {real.shape[1]} columns for {int(past_length)} cached and {length} new tokens: "
+                "it must cover them all."
             )
         last_real = torch.where(real, torch.arange(real.shape[1], device=real.device), -1).cummax(-1).values
         continues = nn.functional.pad(last_real, (1, 0), value=-1)[:, slots] >= 0
@@ -230,8 +249,8 @@ class MomentumPreTrainedModel(LlamaPreTrainedModel):
     def init_continuous_batching(self, *args, **kwargs):
         if "hybrid" in self.config.layer_types:
             raise ValueError(
-                "Continuous batching (`generate_batch`) pages keys and values only and would lose the state of Momentum's "
-                "shear: call `generate` with a padded batch."
+                "Continuous batching (`generate_batch`) pages keys and values only and would lose the state of "
+                "Momentum's shear: call `generate` with a padded batch."
             )
         return super().init_continuous_batching(*args, **kwargs)
 
@@ -286,8 +305,8 @@ class MomentumModel(MomentumPreTrainedModel, LlamaModel):
             layer = layers[layer_idx] if layer_idx < len(layers) else None
             if not isinstance(layer, LinearAttentionCacheLayerMixin):
                 raise ValueError(
-                    f"`past_key_values` ({type(past_key_values).__name__}, layer {layer_idx}: {layer}) has no place for "
-                    f"the previous token's queries and keys, which Momentum's shear needs: {remedy}."
+                    f"`past_key_values` ({type(past_key_values).__name__}, layer {layer_idx}: {layer}) has no place "
+                    f"for the previous token's queries and keys, which Momentum's shear needs: {remedy}."
                 )
             state = layer.conv_states[0] if layer.has_previous_state[0] else None
             if state is None or state.shape[-1] == 0:
@@ -320,7 +339,7 @@ class MomentumModel(MomentumPreTrainedModel, LlamaModel):
         if past_key_values is not None:
             self.check_cache(past_key_values, inputs_embeds.shape[0])
         if position_ids is None and kwargs.get("cu_seq_lens_q") is not None:
-            raise ValueError("`cu_seq_lens_q` alone does not tell Momentum where documents begin: pass `position_ids`.")
+            raise ValueError("`cu_seq_lens_q` does not tell Momentum where documents begin: pass `position_ids` too.")
 
         if isinstance(attention_mask, dict):
             masks = attention_mask

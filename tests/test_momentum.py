@@ -1,4 +1,4 @@
-"""What is particular to Momentum: the shear, gamma = 0, Llama's weights, where a sequence starts, the state, refusals."""
+"""What is particular to Momentum: the shear, Llama's weights, where a sequence starts, the state, refusals."""
 
 import json
 import math
@@ -9,7 +9,6 @@ from families import (
     CASES,
     COMMON,
     PAD,
-    VOCAB,
     Case,
     leaves,
     left_pad,
@@ -37,6 +36,7 @@ MOMENTUM_CASES = [case for case in CASES if case.id.startswith("momentum-")]
 DEFAULT = Case("momentum", "default")
 TOLERANCE = 1e-5
 VISIBLE = 1e-3
+LLAMA = {**COMMON, "num_attention_heads": 4}
 CACHES = {
     "dynamic": lambda model: DynamicCache(config=model.config),
     "static": lambda model: StaticCache(config=model.config, max_cache_len=24),
@@ -62,9 +62,10 @@ def test_logits_and_gradients_equal_the_reference(case, attn_implementation):
     model = case.model(attn_implementation=attn_implementation)
     weights, ids = leaves(model), random_ids(2, 11)
     expected = reference.momentum_logits(weights, model.config, ids)
-    loss_of(expected).backward()
     logits = model(ids).logits
-    loss_of(logits).backward()
+    for output in (expected, logits):
+        # The shear lifts gradients to about 10: back to about 1, where 1e-5 is ten roundings of fp32.
+        (loss_of(output) / 8).backward()
 
     assert_near(logits, expected)
     for name, parameter in model.named_parameters():
@@ -119,7 +120,7 @@ def test_the_shear_is_the_published_high_pass_filter(gamma):
     steps = torch.arange(400, dtype=torch.float64)
     for frequency in (0.0, 0.3, 1.44, math.pi):
         waves = torch.stack((torch.cos(frequency * steps), torch.sin(frequency * steps)), dim=-1)
-        sheared = attention.shear(waves[None, :, None], None, None, None)[0, :, 0]
+        sheared = attention.shear(waves[None, :, None])[0, :, 0]
         gain = (1 + 2 * gamma * (1 + gamma) * (1 - math.cos(frequency))) ** 0.5
         assert_near(sheared[1:].norm(dim=-1), torch.full((399,), gain, dtype=torch.float64))
         if frequency == 0:
@@ -131,7 +132,7 @@ def test_the_shear_is_the_published_high_pass_filter(gamma):
 
 def llama_and_momentum(tmp_path, llama_class=LlamaForCausalLM, **overrides):
     """A Llama with bias and grouped queries, saved, and the folder opened as a Momentum."""
-    sizes = {**COMMON, "num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True, "num_hidden_layers": 3}
+    sizes = {**LLAMA, "num_key_value_heads": 2, "attention_bias": True, "num_hidden_layers": 3}
     torch.manual_seed(0)
     llama = llama_class(LlamaConfig(**sizes)).eval()
     llama.save_pretrained(tmp_path / "llama")
@@ -207,16 +208,17 @@ def test_an_override_that_does_not_fit_is_refused(tmp_path, override):
 
 def test_no_parameters_are_added():
     config = DEFAULT.config()
-    llama = LlamaForCausalLM(LlamaConfig(**{**COMMON, "num_attention_heads": 4, "tie_word_embeddings": True}))
+    llama = LlamaForCausalLM(LlamaConfig(**LLAMA, tie_word_embeddings=True))
     assert MomentumForCausalLM(config).num_parameters() == llama.num_parameters()
 
 
 def test_published_gammas():
-    law = [MomentumConfig(**{**COMMON, "num_hidden_layers": n}, num_attention_heads=4).momentum_gamma for n in (1, 2, 4)]
+    law = [MomentumConfig(**{**LLAMA, "num_hidden_layers": layers}).momentum_gamma for layers in (1, 2, 4)]
     assert law == pytest.approx([4.17, 2.50, 1.495], abs=0.005)
 
 
 # Where a sequence starts
+
 
 DOCUMENTS = [random_ids(length, seed=length) for length in (11, 3, 7)]
 
@@ -239,13 +241,14 @@ def scatter_padding(documents):
     return ids, mask
 
 
-@pytest.mark.parametrize("positions", [True, False], ids=["positions", "mask_alone"])
-@pytest.mark.parametrize("pad", [left_pad, right_pad, scatter_padding])
+# Without position ids, rotary distances count the padding between tokens: there is nothing to compare with.
+@pytest.mark.parametrize(
+    "pad, positions",
+    [(left_pad, True), (left_pad, False), (right_pad, True), (right_pad, False), (scatter_padding, True)],
+)
 @pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("case", MOMENTUM_CASES)
 def test_padding_has_no_influence(case, attn_implementation, pad, positions):
-    if pad is scatter_padding and not positions:
-        pytest.skip("without position ids, rotary distances count the padding")
     model = case.model(attn_implementation=attn_implementation)
     ids, mask = pad(DOCUMENTS)
     arguments = {"attention_mask": mask, "position_ids": positions_from_mask(mask) if positions else None}
@@ -333,7 +336,8 @@ def test_left_padding_by_the_mask_alone_in_chunks():
             for start, end in ((0, 4), (4, 8), (8, 9), (9, 11))
         ]
         for row, document in enumerate(DOCUMENTS):
-            assert_near(torch.cat(pieces, dim=1)[row, -len(document) :], model(document[None]).logits[0], msg=cache_name)
+            logits = torch.cat(pieces, dim=1)[row, -len(document) :]
+            assert_near(logits, model(document[None]).logits[0], msg=cache_name)
 
 
 @torch.no_grad()
@@ -495,7 +499,9 @@ def test_bf16_autocast_with_padding_and_a_cache(case):
 @pytest.mark.parametrize(
     "arguments, name",
     [
-        *[({"momentum_gamma": value}, "`momentum_gamma` must be a finite") for value in (math.nan, math.inf, -math.inf)],
+        ({"momentum_gamma": math.nan}, "`momentum_gamma` must be a finite number"),
+        ({"momentum_gamma": math.inf}, "`momentum_gamma` must be a finite number"),
+        ({"momentum_gamma": -math.inf}, "`momentum_gamma` must be a finite number"),
         ({"momentum_gamma": [0.5, math.nan]}, "`momentum_gamma` must be a finite"),
         ({"momentum_gamma": [0.5]}, "`momentum_gamma` holds 1 numbers for `num_hidden_layers`=2"),
         ({"momentum_gamma": []}, "`momentum_gamma` holds 0"),
@@ -511,11 +517,11 @@ def test_bf16_autocast_with_padding_and_a_cache(case):
 )
 def test_the_config_refuses(arguments, name):
     with pytest.raises(ValueError, match=name):
-        MomentumConfig(**{**COMMON, "num_attention_heads": 4, **arguments})
+        MomentumConfig(**{**LLAMA, **arguments})
 
 
 def llama_cache():
-    llama = LlamaForCausalLM(LlamaConfig(**{**COMMON, "num_attention_heads": 4}))
+    llama = LlamaForCausalLM(LlamaConfig(**LLAMA))
     return llama(random_ids(2, 5)).past_key_values
 
 
@@ -524,8 +530,8 @@ def llama_cache():
     [
         (lambda config: DynamicCache(), "DynamicCache.config=model.config"),
         (lambda config: llama_cache(), "has no place for the previous token"),
-        (lambda config: StaticCache(config=LlamaConfig(**COMMON, num_attention_heads=4), max_cache_len=16), "no place"),
-        (lambda config: QuantizedCache("fp8", config), "QuantizedCache.*no place"),
+        (lambda config: StaticCache(config=LlamaConfig(**LLAMA), max_cache_len=16), "no place"),
+        (lambda config: QuantizedCache("fp8", LlamaConfig(**LLAMA)), "QuantizedCache.*no place"),
         (lambda config: DynamicCache(config=DEFAULT.config(num_hidden_layers=1)), "no place"),
         (lambda config: DynamicCache([(torch.ones(2, 4, 5, 8),) * 2] * 2, config=config), "filled by another model"),
         (lambda config: ((torch.ones(2, 4, 5, 8),) * 2,) * 2, "tuple.* no place"),
@@ -553,7 +559,8 @@ def test_a_cache_whose_batch_was_changed_without_its_state_is_refused():
 
 def test_modes_that_lose_the_state_are_refused():
     model = generation_model(DEFAULT)
-    with pytest.raises(ValueError, match="no place"):
+    # By transformers itself.
+    with pytest.raises(ValueError, match="only full attention layers"):
         generate(model, prompts(), cache_implementation="quantized", cache_config={"backend": "fp8"})
     with pytest.raises(ValueError, match="offload"):
         generate(model, prompts(), cache_implementation="offloaded")
@@ -569,7 +576,3 @@ def test_a_mask_that_does_not_cover_the_cache_is_refused():
     mask = torch.tensor([[0, 1], [1, 1]])
     with pytest.raises(ValueError, match="`attention_mask` has 2 columns for 5 cached and 2 new"):
         model(random_ids(2, 2), attention_mask=mask, past_key_values=cache)
-
-
-def test_vocabulary_of_the_tests():
-    assert DEFAULT.config().vocab_size == VOCAB
