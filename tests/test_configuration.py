@@ -56,6 +56,24 @@ def test_the_published_model():
     assert num_parameters("prism-50m") - 512 * 512 == pytest.approx(50.93e6, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    "size, layers, gamma", [("tiny", 4, 1.495), ("10m", 6, 1.107), ("50m", 8, 0.895), ("125m", 12, 0.663)]
+)
+def test_momentum_presets_are_the_llama_presets_with_the_published_gamma(size, layers, gamma):
+    momentum = AutoConfig.from_pretrained(CONFIGURATION / "models" / f"momentum-{size}")
+    llama = AutoConfig.from_pretrained(CONFIGURATION / "models" / f"llama-{size.replace('125m', '124m')}")
+    assert momentum.num_hidden_layers == layers and momentum.momentum_gamma == pytest.approx(gamma, abs=0.0005)
+    own = ("_name_or_path", "architectures", "model_type", "momentum_gamma", "momentum_streams", "momentum_placement")
+    assert {name: value for name, value in momentum.to_dict().items() if name not in own} == {
+        name: value for name, value in llama.to_dict().items() if name not in own
+    }
+
+
+def test_sizes_of_the_published_momentum_comparison():
+    assert num_parameters("momentum-125m") == pytest.approx(125e6, rel=0.02)
+    assert num_parameters("llama-350m") == pytest.approx(350e6, rel=0.02)
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_recipes_parse_and_explain_every_key(recipe, tmp_path):
     model, data, training = parse_arguments([str(recipe), "--use_cpu", "true", "--bf16", "false"])

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from modeling_prism import PrismConfig, PrismForCausalLM
 from training import tell
@@ -23,7 +23,7 @@ COMMANDS = re.findall(r"-m (training\.pretrain configuration\S+[^#\n]*)", README
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A stand-in for outputs/quickstart: a tiny model with its tokenizer."""
+    """A stand-in for outputs/quickstart and outputs/llama: tiny models, the first with its tokenizer."""
     folder = tmp_path_factory.mktemp("outputs")
     texts = load_texts(DataArguments(num_train_stories=50, num_validation_stories=1))
     tokenizer: PreTrainedTokenizerFast = train_tokenizer(texts["train"], 400)
@@ -31,6 +31,7 @@ def trained(tmp_path_factory):
     sizes = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
     PrismForCausalLM(PrismConfig(vocab_size=400, **sizes, **ids)).save_pretrained(folder / "quickstart")
     tokenizer.save_pretrained(folder / "quickstart")
+    LlamaForCausalLM(LlamaConfig(vocab_size=400, **sizes, **ids)).save_pretrained(folder / "llama")
     return folder
 
 
@@ -55,7 +56,7 @@ def test_training_commands_parse(command):
 
 
 def test_there_is_something_to_run():
-    assert len(PYTHON) == 2 and len(COMMANDS) >= 5
+    assert len(PYTHON) == 3 and len(COMMANDS) >= 5
 
 
 def test_tell(trained, capsys):

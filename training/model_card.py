@@ -16,6 +16,11 @@ DESCRIPTIONS = {
         "dictionary, signal heads and noise heads with RoPE bases a factor pi**2 apart, the noise heads subtracted "
         "(PRISM, arXiv 2601.15540)."
     ),
+    "momentum": (
+        "A causal language model with Llama's body and parameters whose queries and keys are sheared along the text: "
+        "to each, gamma times its change since the previous token is added, without new parameters or a larger "
+        "key-value cache (Momentum Attention, arXiv 2602.04902)."
+    ),
 }
 LIMITS = (
     "A small model for research on architectures, not for use with people. It knows its training text and nothing "

@@ -52,6 +52,13 @@ FAMILIES = [
         causal_lm_class=modeling_prism.PrismForCausalLM,
         sequence_classification_class=modeling_prism.PrismForSequenceClassification,
     ),
+    Family(
+        name="Momentum",
+        config_class=modeling_prism.MomentumConfig,
+        base_model_class=modeling_prism.MomentumModel,
+        causal_lm_class=modeling_prism.MomentumForCausalLM,
+        sequence_classification_class=modeling_prism.MomentumForSequenceClassification,
+    ),
 ]
 
 # Which heads take which labels is decided by class name, in mappings that list the models of transformers only.
