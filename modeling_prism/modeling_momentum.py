@@ -53,56 +53,69 @@ class MomentumAttention(LlamaAttention):
         self.placement = config.momentum_placement
 
     def shear(
-        self,
-        states: torch.Tensor,
-        past_key_values: Cache | None = None,
-        continues: torch.Tensor | None = None,
-        carried: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        self, states: torch.Tensor, first: torch.Tensor, continues: torch.Tensor | None, carried: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        `states + gamma * (states - previous states)`, and the last states left in the cache for the next call.
+        The symplectic shear `states + gamma * (states - previous states)` (arXiv 2602.04902).
 
         Args:
-            states: (B, S, N, D).
-            continues: (B, S, 1, 1), False where a token has no previous one; None: only the very first has none.
+            states: (B, S, C), C = N * D.
+            first: (B, 1, C), the previous states of the first token; its own where there are none.
+            continues: (B, S, 1), False where a token has no previous one; None: every token has.
             carried: (B, 1 + S), see `find_previous_tokens`.
 
         Returns:
-            (B, S, N, D).
+            what replaces `states`, and the states of each token or, where it is padding, of the last real one before
+            it: both (B, S, C).
         """
-        state = None if past_key_values is None else past_key_values.get_conv_state(self.layer_idx)
-        if state is None or state.shape[-1] == 0:
-            previous = states[:, :1]
-        else:
-            previous = state[..., -1:].permute(0, 3, 1, 2)
-        kept = states
+        previous, kept = first, states
         if states.shape[1] > 1 or carried is not None:
-            history = torch.cat((previous, states), dim=1)  # (B, 1 + S, N, D)
+            history = torch.cat((first, states), dim=1)
+            # Read from here too, or the compiler rotates every token twice.
+            kept = states = history[:, 1:]
             if carried is not None:
-                history = history.gather(1, carried[..., None, None].expand(-1, -1, *states.shape[2:]))
-            previous, kept = history[:, :-1], history[:, 1:]
+                history = history.gather(1, carried[..., None].expand(-1, -1, history.shape[2]))
+                kept = history[:, 1:]
+            previous = history[:, :-1]
         if continues is not None:
             previous = torch.where(continues, previous, states)
         # (1 + gamma) * states - gamma * previous in one kernel, and exactly `states` where the two are equal.
-        sheared = torch.lerp(previous, states, 1 + self.gamma)
+        return torch.lerp(previous, states, 1 + self.gamma), kept
+
+    def shear_streams(
+        self,
+        streams: list[torch.Tensor],
+        past_key_values: Cache | None,
+        continues: torch.Tensor | None,
+        carried: torch.Tensor | None,
+    ) -> list[torch.Tensor]:
+        """Shears each (B, S, N, D) of `streams`, and leaves the last states in the cache for the next call."""
+        flat = [states.flatten(2) for states in streams]
+        state = None if past_key_values is None else past_key_values.get_conv_state(self.layer_idx)
+        if state is None or state.shape[-1] == 0:
+            firsts = [states[:, :1] for states in flat]
+        else:
+            firsts = state[..., -1:].transpose(1, 2).split([states.shape[2] for states in flat], dim=2)
+        sheared, kept = zip(*(self.shear(states, first, continues, carried) for states, first in zip(flat, firsts)))
 
         if past_key_values is not None:
             # A cache that may be cropped, as in assisted decoding, keeps the states of every token until it was.
             if not past_key_values.is_recording_past(self.layer_idx):
-                kept = kept[:, -1:]
-            past_key_values.update_conv_state(kept.permute(0, 2, 3, 1), self.layer_idx, conv_kernel_size=1)
-        return sheared
+                kept = [states[:, -1:] for states in kept]
+            kept = kept[0] if len(kept) == 1 else torch.cat(kept, dim=2)
+            past_key_values.update_conv_state(kept.transpose(1, 2), self.layer_idx, conv_kernel_size=1)
+        return [states.unflatten(2, (-1, self.head_dim)) for states in sheared]
 
     def rotate_and_shear(
-        self, states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], *momentum
-    ) -> torch.Tensor:
-        """RoPE and the shear in the order of `momentum_placement`: (B, S, N, D) -> (B, S, N, D)."""
+        self, streams: list[torch.Tensor], position_embeddings: tuple[torch.Tensor, torch.Tensor], *momentum
+    ) -> list[torch.Tensor]:
+        """RoPE and the shear in the order of `momentum_placement`, of tensors (B, S, N, D)."""
         if self.placement == "pre_rope":
-            states = self.shear(states, *momentum)
-        states = rotate(states, *position_embeddings)
+            streams = self.shear_streams(streams, *momentum)
+        streams = [rotate(states, *position_embeddings) for states in streams]
         if self.placement == "post_rope":
-            states = self.shear(states, *momentum)
-        return states
+            streams = self.shear_streams(streams, *momentum)
+        return streams
 
     def forward(
         self,
@@ -119,25 +132,25 @@ class MomentumAttention(LlamaAttention):
         input_shape = hidden_states.shape[:-1]
         hidden_shape = (*input_shape, -1, self.head_dim)
 
-        # (B, S, heads, D) until the cache: the shear then copies rows that lie together.
+        # (B, S, heads, D) until the cache: what the shear reads then lies together.
         query_states = self.q_proj(hidden_states).view(hidden_shape)
         key_states = self.k_proj(hidden_states).view(hidden_shape)
         value_states = self.v_proj(hidden_states).view(hidden_shape).transpose(1, 2)
 
-        momentum = (past_key_values, continues, carried)
-        if self.streams == "qk":
-            # As one tensor, for half the kernels.
-            heads = query_states.shape[2], key_states.shape[2]
-            states = torch.cat((query_states, key_states), dim=2)
-            query_states, key_states = self.rotate_and_shear(states, position_embeddings, *momentum).split(
-                heads, dim=2
-            )
-        elif self.streams == "k":
+        momentum = (position_embeddings, past_key_values, continues, carried)
+        if self.streams == "k":
             query_states = rotate(query_states, *position_embeddings)
-            key_states = self.rotate_and_shear(key_states, position_embeddings, *momentum)
-        else:
-            query_states = self.rotate_and_shear(query_states, position_embeddings, *momentum)
+            (key_states,) = self.rotate_and_shear([key_states], *momentum)
+        elif self.streams == "q":
+            (query_states,) = self.rotate_and_shear([query_states], *momentum)
             key_states = rotate(key_states, *position_embeddings)
+        elif input_shape[1] == 1:
+            # One token costs what its kernels cost to start: as one tensor, half of them.
+            heads = query_states.shape[2], key_states.shape[2]
+            (states,) = self.rotate_and_shear([torch.cat((query_states, key_states), dim=2)], *momentum)
+            query_states, key_states = states.split(heads, dim=2)
+        else:
+            query_states, key_states = self.rotate_and_shear([query_states, key_states], *momentum)
         query_states, key_states = query_states.transpose(1, 2), key_states.transpose(1, 2)
 
         if past_key_values is not None:
@@ -181,7 +194,7 @@ def find_previous_tokens(
     padding or for another document.
 
     Returns:
-        `continues` (B, S, 1, 1), False where there is none; None where all but the very first token have one.
+        `continues` (B, S, 1), False where there is none; None where all but the very first token have one.
         `carried` (B, 1 + S), for the token before the new ones and for each of them: where the last real token stands,
         0 being what the cache kept and 1 the first new token; None where no padding follows real tokens.
     """
@@ -206,7 +219,7 @@ def find_previous_tokens(
         if not tracing:
             carried = carried if (~real[:, slots] & (last_real >= 0)).any() else None
             continues = None if continues.all() else continues
-        return continues if continues is None else continues[..., None, None], carried
+        return continues if continues is None else continues[..., None], carried
 
     # A mask of the user's own: the previous token is one that a token attends to.
     if isinstance(attention_mask, torch.Tensor):
@@ -214,13 +227,13 @@ def find_previous_tokens(
         allowed = allowed if allowed.dtype == torch.bool else allowed > torch.finfo(allowed.dtype).min / 2
         before = (past_length - 1 + torch.arange(length, device=allowed.device)).clamp(min=0)
         before = before[None, :, None].expand(allowed.shape[0], -1, -1)
-        return allowed.gather(-1, before)[..., None], None
+        return allowed.gather(-1, before), None
 
     # Packed documents, by the rule of `create_causal_mask`.
     if position_ids is not None and past_key_values is None and length > 1:
         continues = nn.functional.pad(position_ids.diff(dim=-1) == 1, (1, 0), value=True)
         if is_tracing(continues) or not continues.all():
-            return continues[..., None, None], None
+            return continues[..., None], None
     return None, None
 
 

@@ -267,7 +267,9 @@ def test_a_cache_may_be_used_for_the_next_turn(case):
     kwargs = {"eos_token_id": None, "do_sample": False, "max_new_tokens": 5, "disable_compile": True}
     first = model.generate(prompt, return_dict_in_generate=True, **kwargs)
     turn = torch.cat((first.sequences, random_ids(1, 4)), dim=1)
-    second = model.generate(turn, past_key_values=first.past_key_values, **kwargs)
+    # Without a mask, generate would take a generated PAD for padding.
+    mask = torch.ones_like(turn)
+    second = model.generate(turn, attention_mask=mask, past_key_values=first.past_key_values, **kwargs)
     assert second[0, turn.shape[1] :].tolist() == plain_loop(model, [turn[0]], greedy, new_tokens=5)[0]
 
 

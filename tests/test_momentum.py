@@ -120,9 +120,10 @@ def test_the_shear_is_the_published_high_pass_filter(gamma):
     steps = torch.arange(400, dtype=torch.float64)
     for frequency in (0.0, 0.3, 1.44, math.pi):
         waves = torch.stack((torch.cos(frequency * steps), torch.sin(frequency * steps)), dim=-1)
-        sheared = attention.shear(waves[None, :, None])[0, :, 0]
+        waves = waves[None]
+        sheared = attention.shear(waves, waves[:, :1], None, None)[0]
         gain = (1 + 2 * gamma * (1 + gamma) * (1 - math.cos(frequency))) ** 0.5
-        assert_near(sheared[1:].norm(dim=-1), torch.full((399,), gain, dtype=torch.float64))
+        assert_near(sheared[0, 1:].norm(dim=-1), torch.full((399,), gain, dtype=torch.float64))
         if frequency == 0:
             assert torch.equal(sheared, waves)
 
@@ -349,7 +350,7 @@ def test_the_cache_keeps_its_size():
             keys = (2, model.config.num_key_value_heads, 11, 8)
             assert tuple(layer.keys.shape) == tuple(layer.values.shape) == keys
             # One token, whatever was prefilled.
-            assert tuple(layer.conv_states[0].shape) == (2, heads, 8, 1)
+            assert tuple(layer.conv_states[0].shape) == (2, heads * 8, 1)
     cache = Case("momentum", "per_layer").model()(random_ids(2, 11)).past_key_values
     assert [isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers] == [True, False, True]
 
