@@ -100,11 +100,16 @@ class MomentumAttention(LlamaAttention):
 
         if past_key_values is not None:
             # A cache that may be cropped, as in assisted decoding, keeps the states of every token until it was.
-            if not past_key_values.is_recording_past(self.layer_idx):
+            recording = past_key_values.is_recording_past(self.layer_idx)
+            if not recording:
                 kept = [states[:, -1:] for states in kept]
-            kept = kept[0] if len(kept) == 1 else torch.cat(kept, dim=2)
-            past_key_values.update_conv_state(kept.transpose(1, 2), self.layer_idx, conv_kernel_size=1)
-        return [states.unflatten(2, (-1, self.head_dim)) for states in sheared]
+            kept = (kept[0] if len(kept) == 1 else torch.cat(kept, dim=2)).transpose(1, 2)
+            if state is None or recording or state.shape != kept.shape:
+                past_key_values.update_conv_state(kept, self.layer_idx, conv_kernel_size=1)
+            else:
+                # What `update_conv_state` comes to, without its concatenation.
+                state.copy_(kept)
+        return [new.view(states.shape) for new, states in zip(sheared, streams)]
 
     def rotate_and_shear(
         self, streams: list[torch.Tensor], position_embeddings: tuple[torch.Tensor, torch.Tensor], *momentum
