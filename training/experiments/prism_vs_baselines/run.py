@@ -23,6 +23,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from scipy import stats
 from transformers import AutoConfig, HfArgumentParser
 
 from training import pretrain
@@ -100,6 +101,17 @@ def at_best_rate(rows: list[dict], arm: str) -> list[dict]:
     return [row for row in rows if row["learning_rate"] == best["learning_rate"]]
 
 
+def distance(rows: list[dict], arm: str) -> str:
+    """Bits per byte by which Prism is above `arm`, with Welch's 95 % confidence interval over seeds."""
+    if arm == "prism-tiny" or all(row["arm"] != "prism-tiny" for row in rows):
+        return ""
+    prism, other = ([row["bits_per_byte"] for row in at_best_rate(rows, name)] for name in ("prism-tiny", arm))
+    if min(len(prism), len(other)) < 2:
+        return ""
+    interval = stats.ttest_ind(prism, other, equal_var=False).confidence_interval()
+    return f"{np.mean(prism) - np.mean(other):.3f} ({interval.low:.3f} to {interval.high:.3f})"
+
+
 def make_table(rows: list[dict], speeds: dict[str, dict]) -> str:
     """
     The Markdown table of the README: one row an arm, mean and standard deviation over seeds.
@@ -109,14 +121,13 @@ def make_table(rows: list[dict], speeds: dict[str, dict]) -> str:
         speeds (`dict[str, dict]`): training phase of `training.benchmarks.throughput`, by arm; ratios to llama-tiny.
     """
     lines = [
-        "| arm | parameters | training MFLOPs a token (causal) | best learning rate | bits per byte | nats a token "
-        "| seeds | tokens a second / Llama's |",
+        "| arm | parameters | training MFLOPs a token (causal) | best learning rate | bits per byte, mean ± std "
+        "| seeds | Prism is worse by (95 % interval) | tokens a second / Llama's |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for arm in dict.fromkeys(row["arm"] for row in rows):
         best = at_best_rate(rows, arm)
         bits = np.array([row["bits_per_byte"] for row in best])
-        nats = np.array([row["nats_per_token"] for row in best])
         spread = f" ± {bits.std(ddof=1):.3f}" if len(bits) > 1 else ""
         config = AutoConfig.from_pretrained(f"configuration/models/{arm}")
         square, causal = (
@@ -125,7 +136,8 @@ def make_table(rows: list[dict], speeds: dict[str, dict]) -> str:
         speed = f"{speeds[arm]['tokens_ratio']['median']:.2f}" if arm in speeds else "not measured"
         lines.append(
             f"| {arm} | {best[0]['parameters']:,} | {square / 1e6:.1f} ({causal / 1e6:.1f}) "
-            f"| {best[0]['learning_rate']:g} | {bits.mean():.3f}{spread} | {nats.mean():.3f} | {len(best)} | {speed} |"
+            f"| {best[0]['learning_rate']:g} | {bits.mean():.3f}{spread} | {len(best)} "
+            f"| {distance(rows, arm)} | {speed} |"
         )
     return "\n".join(lines) + "\n"
 
