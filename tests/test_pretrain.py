@@ -68,7 +68,8 @@ def run_process(recipe, output_dir, *options, launcher=(), code=None):
     file = Path(output_dir).parent / f"{Path(output_dir).name}.py"
     file.write_text(script)
     command = [*(launcher or [sys.executable]), str(file), str(recipe), "--output_dir", str(output_dir), *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    # As many threads as here: another number would round sums differently.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
 
 
