@@ -8,7 +8,7 @@ INSTALLED := .venv/installed
 
 demo: $(INSTALLED)  ## train a small Prism on the built-in stories, then load it again and let it tell one
 	$(BIN)/python -m training.pretrain configuration/recipes/quickstart.yaml
-	$(BIN)/python -m training.tell outputs/quickstart
+	$(BIN)/python -m training.tell outputs/quickstart --prompt "One day, Tom and Mia"
 
 test: $(INSTALLED)  ## the project's tests
 	$(BIN)/python -m pytest
