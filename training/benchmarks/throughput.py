@@ -14,16 +14,19 @@ Every round times every model, in an order that rotates, so that what slows the 
 them; ratios are taken within a round, and their median is reported with the extremes: where these lie far apart, the
 machine was busy and the ratio says nothing. Dropout is 0 in all models, and all read the same token ids. FLOPs are
 counted as `training/flops.py` says, without the optimizer: with the full square of attention, and (causal ratio) with
-the half that a causal kernel cannot skip. Peak memory is that of the model itself (weights, optimizer
-state and what the timed code allocates) on CUDA; on a CPU all models share one heap, and no figure is given.
+the half that a causal kernel cannot skip. Peak memory is that of the model itself: weights, optimizer
+state and what the timed code allocates. CUDA's allocator counts it; on a CPU it is the peak of the resident set (Linux
+only) less what the other models hold, right to a few MiB.
 """
 
 import contextlib
+import ctypes
 import gc
 import inspect
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -213,6 +216,36 @@ def prepare_decoding(arm: Arm, input_ids: torch.Tensor, arguments: ThroughputArg
     return run
 
 
+class PeakMemory:
+    """Bytes in use at present, and their peak since `reset`; on a CPU the resident set of the process."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.on_cuda = device.type == "cuda"
+        self.measurable = self.on_cuda or Path("/proc/self/clear_refs").exists()
+
+    def _status(self, field: str) -> int:
+        line = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(line[1]) * 1024
+
+    def now(self) -> int:
+        if self.on_cuda:
+            return torch.cuda.memory_allocated(self.device)
+        # What the C library keeps of freed memory is in nobody's use.
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+        return self._status("VmRSS")
+
+    def reset(self):
+        if self.on_cuda:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated(self.device) if self.on_cuda else self._status("VmHWM")
+
+
 def measure(
     arms: list[Arm], prepare: Callable[[Arm], Callable[[], None]], arguments: ThroughputArguments
 ) -> dict[str, dict[str, list]]:
@@ -220,11 +253,11 @@ def measure(
     Times what `prepare` returns for every model, in interleaved rounds.
 
     Returns:
-        by model: `seconds` of every round and, on CUDA, `peak_bytes` of every round.
+        by model: `seconds` and, where it can be measured, `peak_bytes` of every round.
     """
     device = torch.device(arguments.device)
-    on_cuda = device.type == "cuda"
-    synchronize = (lambda: torch.cuda.synchronize(device)) if on_cuda else (lambda: None)
+    memory = PeakMemory(device)
+    synchronize = (lambda: torch.cuda.synchronize(device)) if memory.on_cuda else (lambda: None)
     for arm in arms:
         for _ in range(arguments.warmup):
             prepare(arm)()
@@ -233,17 +266,17 @@ def measure(
         first = round_index % len(arms)
         for arm in arms[first:] + arms[:first]:
             gc.collect()
-            others = torch.cuda.memory_allocated(device) - arm.memory() if on_cuda else 0
+            others = memory.now() - arm.memory() if memory.measurable else 0
             run = prepare(arm)
-            if on_cuda:
-                torch.cuda.reset_peak_memory_stats(device)
+            if memory.measurable:
+                memory.reset()
             synchronize()
             start = time.perf_counter()
             run()
             synchronize()
             measured[arm.name]["seconds"].append(time.perf_counter() - start)
-            if on_cuda:
-                measured[arm.name]["peak_bytes"].append(torch.cuda.max_memory_allocated(device) - others)
+            if memory.measurable:
+                measured[arm.name]["peak_bytes"].append(memory.peak() - others)
             # What was prepared (a cache) must not count as the next model's.
             del run
     return measured
