@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaC
 
 from modeling_prism import PrismConfig
 from training.benchmarks.throughput import (
+    PeakMemory,
     ThroughputArguments,
     add_ratios,
     format_report,
@@ -67,7 +68,8 @@ def test_measures_every_phase_of_every_model(folders, tmp_path):
             assert min(entry["seconds"]) > 0
             tokens = 2 * (3 if phase == "decoding" else 12)
             assert entry["tokens_per_second"] == [tokens / seconds for seconds in entry["seconds"]]
-            assert entry["peak_bytes"] == []
+            assert len(entry["peak_bytes"]) == (SMALL["rounds"] if PeakMemory(torch.device("cpu")).measurable else 0)
+            assert all(peak > 0 for peak in entry["peak_bytes"])
             assert ("flops_per_token" in entry) == (phase != "decoding")
 
     model = AutoModelForCausalLM.from_config(PrismConfig(**SIZES))
@@ -130,3 +132,17 @@ def test_refusals(folders, tmp_path):
         run_benchmark(ThroughputArguments(models=[both[0], str(tmp_path)], **SMALL))
     with pytest.raises(ValueError, match="`sequence_length`=25 .* 24 positions .* `--sequence_length 24`"):
         run_benchmark(ThroughputArguments(models=both, **{**SMALL, "sequence_length": 25}))
+
+
+@pytest.mark.skipif(
+    not PeakMemory(torch.device("cpu")).measurable, reason="no peak of the resident set on this system"
+)
+def test_peak_memory_is_that_of_what_was_allocated_in_between():
+    memory = PeakMemory(torch.device("cpu"))
+    before = memory.now()
+    memory.reset()
+    held = torch.ones(2**24)  # 64 MiB
+    del held
+    assert memory.peak() - before == pytest.approx(2**26, rel=0.1)
+    memory.reset()
+    assert memory.peak() - before < 2**23
