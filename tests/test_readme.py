@@ -10,7 +10,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from modeling_prism import PrismConfig, PrismForCausalLM
-from training import tell
+from training import bindings, tell
 from training.data import DataArguments, load_texts, train_tokenizer
 from training.pretrain import parse_arguments
 
@@ -62,6 +62,14 @@ def test_there_is_something_to_run():
 def test_tell(trained, capsys):
     story = tell.main([str(trained / "quickstart"), "--prompt", "Tom and Mia", "--max_new_tokens", "5"])
     assert story.startswith("Tom and Mia") and story in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [tell, bindings], ids=["tell", "bindings"])
+@pytest.mark.parametrize("model", ["configuration/models/prism-tiny", "nowhere/at/all"])
+def test_a_model_that_was_not_trained_is_named(command, model, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ValueError, match=f"`model`='{model}'.*make demo"):
+        command.main([model])
 
 
 def test_every_file_of_the_tree_exists():

@@ -22,6 +22,7 @@ from transformers import (
 
 import modeling_prism  # noqa: F401  (registers the architectures)
 from training.tasks.stories import Probe, tell
+from training.tell import explaining_a_missing_model
 
 
 @dataclass
@@ -82,8 +83,9 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     arguments, rest = parser.parse_args_into_dataclasses(
         sys.argv[1:] if argv is None else argv, look_for_args_file=False
     )
-    model = AutoModelForCausalLM.from_pretrained(rest.model).eval()
-    tokenizer = AutoTokenizer.from_pretrained(rest.model)
+    with explaining_a_missing_model(rest.model):
+        model = AutoModelForCausalLM.from_pretrained(rest.model).eval()
+        tokenizer = AutoTokenizer.from_pretrained(rest.model)
     results = binding_accuracy(model, tokenizer, arguments.num_stories, arguments.seed)
     print("| binding | accuracy | chance | probes |\n| --- | ---: | ---: | ---: |")
     for kind, row in results.items():

@@ -6,7 +6,9 @@ python -m training.tell outputs/quickstart --prompt "Lily had a red ball."
 ```
 """
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser, pipeline, set_seed
@@ -24,6 +26,18 @@ class TellArguments:
     seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
 
 
+@contextlib.contextmanager
+def explaining_a_missing_model(name: str) -> Iterator[None]:
+    """Turns what transformers says of a model it cannot find into a `ValueError` with the remedy."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"`model`={name!r} is neither the folder of a trained model nor one that the hub would give "
+            f"({str(error).splitlines()[0]}); `make demo` trains one into outputs/quickstart."
+        ) from None
+
+
 def main(argv: list[str] | None = None) -> str:
     parser = HfArgumentParser(TellArguments, prog="python -m training.tell")
     parser.add_argument("model", help="Folder or hub name of a trained model.")
@@ -31,7 +45,8 @@ def main(argv: list[str] | None = None) -> str:
         sys.argv[1:] if argv is None else argv, look_for_args_file=False
     )
     set_seed(arguments.seed)
-    tell = pipeline("text-generation", rest.model)
+    with explaining_a_missing_model(rest.model):
+        tell = pipeline("text-generation", rest.model)
     # In training, a story began after the end of another.
     prompt = tell.tokenizer.bos_token + arguments.prompt
     story = tell(prompt, max_new_tokens=arguments.max_new_tokens, do_sample=True, temperature=arguments.temperature)[
