@@ -1,6 +1,7 @@
 """Stacked training: every model of a stack ends where torch.optim.AdamW would have taken it alone."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -64,12 +65,12 @@ def assert_same(actual, expected):
 
 
 @pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-12)], ids=["fp32", "fp64"])
-@pytest.mark.parametrize("count", [1, 3])
-def test_each_model_follows_torch_adamw(count, dtype, tolerance):
+@pytest.mark.parametrize("count,chunk_size", [(1, None), (3, None), (3, 2), (3, 1)])
+def test_each_model_follows_torch_adamw(count, chunk_size, dtype, tolerance):
     rates, decays = [1e-2, 1e-3, 3e-3][:count], [0.0, 0.01, 0.5][:count]
     betas = [(0.9, 0.999), (0.8, 0.99), (0.5, 0.9)][:count]
     alone = [Toy(seed).to(dtype) for seed in range(count)]
-    stack = Stack(alone, squared_error, learning_rate=rates, weight_decay=decays, betas=betas)
+    stack = Stack(alone, squared_error, learning_rate=rates, weight_decay=decays, betas=betas, chunk_size=chunk_size)
     started = stack.unstack(0)
     optimizers = [
         torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, betas=pair)
@@ -99,8 +100,18 @@ def test_another_hyperparameter_leads_elsewhere(other):
     assert (weights[0] - weights[1]).abs().max() > 1e-4
 
 
-def test_what_the_loss_does_not_touch_stays():
-    stack = train(make_stack(weight_decay=0.5))
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="compiling takes a C++ compiler")
+def test_a_compiled_stack_takes_the_same_steps():
+    compiled, eager = (train(make_stack(chunk_size=1, compile=on)) for on in (True, False))
+    compiled.keep([2, 0])
+    eager.keep([2, 0])
+    for name, weights in train(compiled).params.items():
+        torch.testing.assert_close(weights, train(copy.deepcopy(eager)).params[name], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1])
+def test_what_the_loss_does_not_touch_stays(chunk_size):
+    stack = train(make_stack(weight_decay=0.5, chunk_size=chunk_size))
     assert_same(stack.params["unused"], torch.stack([Toy(seed).unused.detach() for seed in range(3)]))
     assert_same(stack.exp_avg["unused"], torch.zeros(3, 5))
 

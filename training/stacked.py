@@ -5,6 +5,7 @@ AdamW works on the stacked weights with a learning rate, weight decay and betas 
 the models: each ends where it would have ended alone, up to rounding (tested). Models that are done can be dropped.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -24,7 +25,7 @@ class Stack:
         learning_rate, weight_decay, betas: AdamW's, one value for all models or one for each.
         eps (`float`): AdamW's.
         chunk_size (`int`, *optional*): how many models one call computes, where all at once are more than the
-            processor's caches hold. Default: all.
+            processor's caches hold; 1 computes one after the other, without `vmap`. Default: all.
         compile (`bool`): whether the program is compiled, which takes a minute and wants a C++ compiler on a CPU.
 
     Attributes:
@@ -70,8 +71,7 @@ class Stack:
             "beta1": self._one_each("betas", [beta1 for beta1, _ in betas], count),
             "beta2": self._one_each("betas", [beta2 for _, beta2 in betas], count),
         }
-        program = self._losses_of(loss)
-        self._losses = torch.compile(program, dynamic=False) if compile else program
+        self._losses = self._losses_of(loss, compile)
 
     @staticmethod
     def _one_each(name: str, values: float | list[float], count: int) -> torch.Tensor:
@@ -82,11 +82,28 @@ class Stack:
     def __len__(self) -> int:
         return len(self.hyperparameters["learning_rate"])
 
-    def _losses_of(self, loss: Callable) -> Callable:
+    def _losses_of(self, loss: Callable, compile: bool) -> Callable:
+        """The losses (K,) of stacked weights, buffers and batch."""
+        wrap = functools.partial(torch.compile, dynamic=False) if compile else lambda program: program
+
         def one(params, buffers, *batch):
             return loss(lambda *args, **kwargs: functional_call(self.module, (params, buffers), args, kwargs), *batch)
 
-        return vmap(one, randomness="different", chunk_size=self.chunk_size)
+        if self.chunk_size != 1:
+            return wrap(vmap(one, randomness="different", chunk_size=self.chunk_size))
+        one = wrap(one)
+
+        # Nothing to batch over: the kernels of a single model are faster than those of a batch of one.
+        def one_by_one(params, buffers, *batch):
+            params, buffers = ({name: value.unbind() for name, value in store.items()} for store in (params, buffers))
+            return torch.stack(
+                [
+                    one(*({name: rows[k] for name, rows in store.items()} for store in (params, buffers)), *rows)
+                    for k, rows in enumerate(zip(*batch))
+                ]
+            )
+
+        return one_by_one
 
     def step(self, *batch: torch.Tensor) -> torch.Tensor:
         """One step of AdamW of every model, on tensors (K, ...); returns the losses before it, (K,)."""
@@ -137,7 +154,9 @@ class Stack:
             )
 
         in_dims = (0, 0, *[0 if batched else None] * len(batch))
-        return vmap(one, in_dims=in_dims, randomness="different")(self.params, self.buffers, *batch)
+        return vmap(one, in_dims=in_dims, randomness="different", chunk_size=self.chunk_size)(
+            self.params, self.buffers, *batch
+        )
 
     def keep(self, indices: list[int]) -> None:
         """Drops all models but those at `indices`."""

@@ -26,6 +26,15 @@ def check_device(device: str) -> None:
         raise ValueError(f"`device`={device!r}, but torch finds no GPU here: leave the option out to run on the CPU.")
 
 
+def check_compiler(device: str) -> None:
+    """Refuses, before any process is started, to compile for a CPU without a C++ compiler."""
+    if device == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++"))):
+        raise ValueError(
+            "`torch_compile` needs a C++ compiler and found neither g++ nor clang++: install one, or leave the option "
+            "out."
+        )
+
+
 @dataclass
 class SmallRunArguments:
     """What all runs of such an experiment have in common."""
@@ -64,15 +73,8 @@ class SmallRunArguments:
                 f"`max_steps`={self.max_steps} must be a multiple of `eval_steps`={self.eval_steps}: the last test is "
                 "to be that of the trained model."
             )
-        if (
-            self.torch_compile
-            and self.device == "cpu"
-            and not any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++")))
-        ):
-            raise ValueError(
-                "`torch_compile` needs a C++ compiler and found neither g++ nor clang++: install one, or "
-                "leave the option out."
-            )
+        if self.torch_compile:
+            check_compiler(self.device)
         check_device(self.device)
         if not self.seeds or not self.learning_rates:
             raise ValueError(f"`seeds`={self.seeds} and `learning_rates`={self.learning_rates} must not be empty.")

@@ -36,7 +36,7 @@ from modeling_prism.analysis.spherical import (
 from training.experiments.grokking.arms import ARMS, PUBLISHED
 from training.experiments.grokking.read_out import ReadOut
 from training.experiments.grokking.report import write_report
-from training.experiments.small_runs import check_device, first_step_at, run_jobs, save_checkpoint
+from training.experiments.small_runs import check_compiler, check_device, first_step_at, run_jobs, save_checkpoint
 from training.stacked import Stack
 from training.tasks.arithmetic import TABLES, check_table, make_table, split_table
 
@@ -65,6 +65,9 @@ class GrokkingArguments:
     )
     settle_epochs: int = field(default=100, metadata={"help": "Epochs that a seed goes on after it has grokked."})
     save_epochs: int = field(default=200, metadata={"help": "Epochs between two checkpoints."})
+    torch_compile: bool = field(
+        default=False, metadata={"help": "Compile the stacks: pays in long runs; takes a C++ compiler on a CPU."}
+    )
     device: str = field(default="cpu", metadata={"help": "'cpu' or 'cuda'."})
     jobs: int = field(
         default_factory=lambda: os.cpu_count() or 1, metadata={"help": "Arms at once, one thread each; 1 on a GPU."}
@@ -82,6 +85,8 @@ class GrokkingArguments:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         check_device(self.device)
+        if self.torch_compile:
+            check_compiler(self.device)
         if not self.lr > 0:
             raise ValueError(f"`lr` must be above 0, got {self.lr}.")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -108,8 +113,8 @@ def build(arguments: GrokkingArguments, arm: str, seed: int) -> ReadOut:
 
 
 def chunk_size(device: str) -> int | None:
-    """Seeds computed at once: what a few compute fits a core's cache; a GPU wants them all."""
-    return 2 if torch.device(device).type == "cpu" else None
+    """Seeds computed at once: one fills a core, and its work fits the core's cache; a GPU wants them all."""
+    return 1 if torch.device(device).type == "cpu" else None
 
 
 def read_out_loss(forward: Callable, pairs: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
@@ -189,6 +194,7 @@ def run_arm(arguments: GrokkingArguments, arm: str, stem: Path) -> list[dict]:
         weight_decay=ARMS[arm].get("weight_decay", 1.0),
         betas=(0.9, ARMS[arm].get("beta2", arguments.beta2)),
         chunk_size=chunk_size(device),
+        compile=arguments.torch_compile,
     )
     checkpoint = Path(f"{stem}.pt")
     if checkpoint.is_file():
@@ -240,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
     (arguments,) = HfArgumentParser(GrokkingArguments).parse_args_into_dataclasses(
         sys.argv[1:] if argv is None else argv, look_for_args_file=False
     )
-    apart = ("arms", "output_dir", "results_dir", "jobs", "device", "save_epochs")
+    apart = ("arms", "output_dir", "results_dir", "jobs", "device", "torch_compile", "save_epochs")
     settings = {key: value for key, value in asdict(arguments).items() if key not in apart}
     folder = Path(arguments.output_dir, arguments.name)
     jobs = {arm: arm for arm in arguments.arms}
