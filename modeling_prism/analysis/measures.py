@@ -141,17 +141,9 @@ def measure_momentum(model: PreTrainedModel, windows: Sequence[Tensor]) -> dict:
         "noise omegas": noise_omegas,
         "noise": noise,
     }
-    found["formula"] = {
-        stream: torch.stack(
-            [
-                momentum.plane_response(
-                    omegas, theta, gamma if stream[0] in config.momentum_streams else 0.0, config.momentum_placement
-                )
-                for gamma in found["gammas"]
-            ]
-        )
-        for stream in ("queries", "keys")
-    }
+    found["formula"] = momentum.model_response(
+        omegas, theta, found["gammas"], config.momentum_streams, config.momentum_placement
+    )
     found["largest deviation"] = max(
         (found["measured"][stream] - found["formula"][stream]).abs().max().item() for stream in ("queries", "keys")
     )

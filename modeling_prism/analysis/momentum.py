@@ -11,6 +11,7 @@ derived.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -67,6 +68,53 @@ def plane_response(omega: Tensor, plane_frequencies: Tensor, gamma: float, place
         raise ValueError(f"`placement` must be 'post_rope' or 'pre_rope', got {placement!r}.")
     offset = plane_frequencies if placement == "post_rope" else torch.zeros_like(plane_frequencies)
     return transfer_function(torch.as_tensor(omega, dtype=torch.float64) + offset[:, None], gamma)
+
+
+def model_response(
+    omega: Tensor,
+    plane_frequencies: Tensor,
+    gammas: Sequence[float],
+    streams: str = "qk",
+    placement: str = "post_rope",
+) -> dict[str, Tensor]:
+    """
+    `plane_response` of each layer of a model, 1 for a stream that is not sheared.
+
+    Args:
+        omega: (W,).
+        plane_frequencies: theta_i (P,).
+        gammas: one a layer (L,).
+        streams: "qk", "k" or "q", as in `MomentumConfig`.
+        placement: as in `MomentumConfig`.
+
+    Returns:
+        `queries` and `keys`: complex (L, P, W).
+    """
+    return {
+        stream: torch.stack(
+            [
+                plane_response(omega, plane_frequencies, gamma if stream[0] in streams else 0.0, placement)
+                for gamma in gammas
+            ]
+        )
+        for stream in ("queries", "keys")
+    }
+
+
+def energy_gain(power: Tensor, response: Tensor) -> Tensor:
+    """
+    Energy of a filtered signal over that of the signal, sum S |H|^2 / sum S, from its power spectrum S.
+
+    A constant (one line at w = 0) gives |H(theta_i)|^2 after RoPE, a flat spectrum `noise_gain`.
+
+    Args:
+        power: S at equally spaced frequencies from -pi to pi (..., W), in any unit.
+        response: H at the same frequencies (..., W).
+
+    Returns:
+        (...,).
+    """
+    return (power * response.abs().square()).sum(-1) / power.sum(-1)
 
 
 def to_planes(states: Tensor) -> Tensor:

@@ -135,6 +135,13 @@ def measured_response(model: PreTrainedModel, omegas: Tensor, length: int = 64) 
     return responses
 
 
+def white_noise(num_texts: int, length: int, num_planes: int, seed: int) -> Tensor:
+    """Complex (B, S, P), independent and normal."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = torch.randn(num_texts, length, num_planes, 2, generator=generator, dtype=torch.float64)
+    return torch.view_as_complex(parts)
+
+
 def measured_noise_response(
     model: PreTrainedModel, length: int = 128, num_texts: int = 32, seed: int = 0
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -148,10 +155,8 @@ def measured_noise_response(
     Returns:
         frequencies (W,) in radians a token, from -pi to pi; `queries` and `keys`, complex (L, W).
     """
-    generator = torch.Generator().manual_seed(seed)
     theta = plane_frequencies(model)
-    noise = torch.randn(num_texts, length, len(theta), 2, generator=generator, dtype=torch.float64)
-    noise = torch.view_as_complex(noise)
+    noise = white_noise(num_texts, length, len(theta), seed)
     options = {"nperseg": length // 4, "return_onesided": False, "detrend": False, "axis": -2}
     x = turn(noise, theta)[:, 1:].numpy()
     frequencies, power = scipy.signal.welch(x, **options)
@@ -161,6 +166,19 @@ def measured_noise_response(
         responses[name] = torch.as_tensor(cross.mean((1, 3)) / power.mean((0, 2)))
     order = frequencies.argsort()
     return torch.as_tensor(2 * torch.pi * frequencies[order]), {k: v[:, order] for k, v in responses.items()}
+
+
+def measured_noise_gain(
+    model: PreTrainedModel, length: int = 128, num_texts: int = 32, seed: int = 0
+) -> dict[str, Tensor]:
+    """
+    Energy of what attention receives over that of the white noise it is made from, to be compared with `noise_gain`;
+    the first token is left out. `queries` and `keys`: (L, P).
+    """
+    noise = white_noise(num_texts, length, len(plane_frequencies(model)), seed)
+    energy = noise[:, 1:].abs().square().mean((0, 1))
+    queries, keys = (received[:, :, 1:].abs().square().mean((1, 2)) / energy for received in drive(model, noise))
+    return {"queries": queries, "keys": keys}
 
 
 @torch.no_grad()
@@ -228,3 +246,40 @@ def measured_dc_ac(model: PreTrainedModel, windows: Sequence[Tensor]) -> dict[st
         stream: {entry: torch.stack(values).mean(0) for entry, values in table.items()}
         for stream, table in tables.items()
     }
+
+
+def content_spectra(
+    model: PreTrainedModel, windows: Sequence[Tensor], nperseg: int = 64
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """
+    Power spectra of the content (RoPE taken back) of queries and keys without the shear, plane by plane, by Welch's
+    method (`scipy.signal.welch`), averaged over heads and windows. The first token of each is left out.
+
+    Args:
+        windows: token ids (S_i,).
+        nperseg: tokens of a segment, which resolves frequencies of 2 pi / nperseg.
+
+    Returns:
+        frequencies (W,) in radians a token, from -pi to pi; `queries` and `keys`, (L, P, W), in units that are the
+        same for all.
+
+    Raises:
+        ValueError: a window shorter than a segment.
+    """
+    shortest = min(len(window) for window in windows)
+    if shortest <= nperseg:
+        raise ValueError(f"A window of {shortest} tokens has no segment of `nperseg`={nperseg} after its first token.")
+    theta = plane_frequencies(model)
+    spectra: dict[str, list[Tensor]] = {"queries": [], "keys": []}
+    for window in windows:
+        layers = queries_and_keys(model, window[None])
+        for stream, name in (("queries", "q"), ("keys", "k")):
+            planes = torch.stack([turn(to_planes(layer[name].cpu()), theta, sign=-1) for layer in layers])
+            frequencies, power = scipy.signal.welch(
+                planes[..., 1:, :].numpy(), nperseg=nperseg, return_onesided=False, detrend=False, axis=-2
+            )
+            # (L, 1, H, W, P) -> (L, P, W)
+            spectra[stream].append(torch.as_tensor(power).mean((1, 2)).mT)
+    order = frequencies.argsort()
+    omegas = torch.as_tensor(2 * torch.pi * frequencies[order])
+    return omegas, {stream: torch.stack(powers).mean(0)[..., order] for stream, powers in spectra.items()}
