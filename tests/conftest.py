@@ -1,8 +1,10 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
+from training.experiments import small_runs
 from training.tasks.stories import stories
 
 
@@ -24,3 +26,17 @@ def corpus(tmp_path_factory):
             texts = [f"{text}\n" for text in stories(split, num_stories)["text"]]
         (folder / file).write_text("<|endoftext|>\n".join(text.lstrip("\n") for text in texts), encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def in_checkout(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Jobs of experiments without the seconds that a fresh interpreter takes to import torch."""
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(small_runs, "ProcessPoolExecutor", lambda processes, mp_context: ThreadPoolExecutor(processes))
+    yield
+    torch.set_num_threads(threads)

@@ -1,7 +1,6 @@
 """Experiments, end to end at toy size: they go on where they stopped and write what their READMEs show."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,6 @@ from training.experiments.induction.arms import ARMS, LearnedShiftAttention
 from training.experiments.prism_vs_baselines import run as prism_vs_baselines
 from training.experiments.recall_scaling import run as recall_scaling
 from training.experiments.small_runs import SmallRunArguments, first_step_at, run_jobs
-
-
-@pytest.fixture
-def in_checkout(monkeypatch, request):
-    monkeypatch.chdir(request.config.rootpath)
 
 
 def test_prism_vs_baselines(tmp_path, corpus, in_checkout, capsys):
@@ -84,15 +78,6 @@ def command_line(options: dict) -> list[str]:
         for name, values in options.items()
         for word in (f"--{name}", *map(str, values if isinstance(values, list) else [values]))
     ]
-
-
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """Jobs without the seconds that a fresh interpreter takes to import torch."""
-    threads = torch.get_num_threads()
-    monkeypatch.setattr(small_runs, "ProcessPoolExecutor", lambda processes, mp_context: ThreadPoolExecutor(processes))
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", SMALL_EXPERIMENTS)

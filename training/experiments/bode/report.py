@@ -260,9 +260,8 @@ def plot_planes(runs: list[dict]) -> Figure:
         shares.set(xlabel="rotary plane (0 turns fastest)", ylabel="constant part / energy of content")
         gains.set_ylim(bottom=0)
         shares.set_ylim(0, 1)
-    figure.suptitle(
-        f"{runs[0]['arm']}: mean over layers and {len(runs)} seeds, bars: extremes of the seeds", fontsize=9
-    )
+    title = f"{runs[0]['arm']}: mean over layers and seeds ({len(runs)}); bars: extremes of the seeds"
+    figure.suptitle(title, fontsize=9)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 

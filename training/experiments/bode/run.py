@@ -317,8 +317,12 @@ def main(argv: list[str] | None = None) -> None:
     (arguments,) = HfArgumentParser(BodeArguments).parse_args_into_dataclasses(
         sys.argv[1:] if argv is None else argv, look_for_args_file=False
     )
-    # Refuses a corpus that is not there before any process is started.
-    load_texts(arguments.data_arguments())
+    # Refuses a corpus that is not there, or is too small, before any process is started.
+    stories = len(load_texts(arguments.data_arguments())["validation"])
+    if stories < arguments.num_stories:
+        raise ValueError(
+            f"`num_stories`={arguments.num_stories}, but the validation part has {stories}: ask for fewer."
+        )
     apart = ("arms", "seeds", "output_dir", "results_dir", "jobs")
     settings = {key: value for key, value in asdict(arguments).items() if key not in apart}
     # By arm, seed after seed, so that a stopped experiment has whole seeds.
