@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from modeling_prism import MomentumConfig
 from modeling_prism.analysis import momentum, response
+from modeling_prism.modeling_momentum import MomentumAttention
 from tests.families import FAMILIES, Case, random_ids
 from training.data import train_tokenizer
 from training.experiments.bode import report, run
@@ -50,8 +51,9 @@ def test_the_experiment(command, tmp_path, in_checkout, in_this_process, capsys)
     assert (sheared["arm"], plain["arm"], sheared["seed"]) == ("momentum", "gamma-0", 1)
     assert sheared["gammas"] == pytest.approx([4.17 * 2**-0.74] * 2, rel=1e-4) and plain["gammas"] == [0, 0]
     for row in (sheared, plain):
-        found = row["sinusoids"]
+        found = row["response"]
         assert found["fp32"]["response"] < 1e-5 < found["bf16"]["response"] < 0.05
+        assert found["text"]["response"] < 1e-4
         assert max(found["fp32"]["by_plane"]) == found["fp32"]["response"]
         assert row["noise"]["gain"][1] == pytest.approx(row["noise"]["gain_formula"][1], rel=0.05)
         for model in ("trained", "untrained"):
@@ -59,12 +61,12 @@ def test_the_experiment(command, tmp_path, in_checkout, in_this_process, capsys)
             assert torch.tensor(tables["keys"]["amplification"]).shape == (2, 4)
             assert torch.tensor(tables["shares"]).sum(0).tolist() == pytest.approx([1, 1], abs=1e-3)
         assert row["text"]["trained"] != row["text"]["untrained"]
-    assert sheared["sinusoids"]["controls"] == {
+    assert sheared["response"]["controls"] == {
         "gamma + 0.1": pytest.approx(0.2, abs=0.01),
         "other placement": pytest.approx(2 * sheared["gammas"][0] * math.sin(0.5), rel=1e-3),
         "planes reversed": pytest.approx(2 * sheared["gammas"][0] * math.sin(0.4995), rel=1e-3),
     }
-    assert plain["sinusoids"]["controls"] == {
+    assert plain["response"]["controls"] == {
         "gamma + 0.1": pytest.approx(0.2, abs=0.01),
         "other placement": None,
         "planes reversed": None,
@@ -107,8 +109,8 @@ def test_the_greatest_deviation_is_found_and_named():
 def test_the_right_formula_and_wrong_ones(variant):
     """Every way to shear: on its own formula, and on none of another."""
     model = Case("momentum", variant).model()
-    found = run.measure_sinusoids(model, model, 5)
-    assert found["fp32"]["response"] < 1e-5
+    found = run.measure_responses(model, model, list(random_ids(8, 40)), OMEGAS)
+    assert found["fp32"]["response"] < 1e-5 and found["text"]["response"] < 1e-4
     wrong = {name: value for name, value in found["controls"].items() if value is not None}
     assert min(wrong.values()) > 0.1
     assert wrong.keys() == found["controls"].keys() - ({"planes reversed"} if variant == "pre_rope" else set())
@@ -119,6 +121,24 @@ def test_white_noise(variant):
     found = run.measure_noise(Case("momentum", variant).model())
     assert found["response"] < 0.06
     assert found["gain"][0] == pytest.approx(found["gain_formula"][0], rel=0.02)
+
+
+@pytest.mark.parametrize("lag", [1, 2, 5])
+def test_the_response_on_text_shows_another_filter(lag, monkeypatch):
+    """A shear with the wrong lag, and one that reaches further back than the taps that are fitted."""
+
+    def shear(self, states, first, continues, carried):
+        previous = torch.cat((first.expand(-1, lag, -1), states[:, :-lag]), dim=1)
+        return states + self.gamma * (states - previous), states
+
+    monkeypatch.setattr(MomentumAttention, "shear", shear)
+    model = Case("momentum", "default").model()
+    measured = run.stack_streams(response.text_response(model, list(random_ids(8, 40)), OMEGAS))
+    found = run.deviation(measured, run.formula_of(model.config, OMEGAS, THETA), OMEGAS)
+    assert found["response"] < 1e-4 if lag == 1 else found["response"] > 0.5
+    if lag == 2:
+        right = momentum.transfer_function(2 * (OMEGAS + THETA[:, None]), model.config.momentum_gamma)
+        assert (measured - right).abs().max() < 1e-4
 
 
 # Energy: predicted from a spectrum, and counted

@@ -283,3 +283,38 @@ def content_spectra(
     order = frequencies.argsort()
     omegas = torch.as_tensor(2 * torch.pi * frequencies[order])
     return omegas, {stream: torch.stack(powers).mean(0)[..., order] for stream, powers in spectra.items()}
+
+
+def text_response(
+    model: PreTrainedModel, windows: Sequence[Tensor], omegas: Tensor, num_taps: int = 4
+) -> dict[str, Tensor]:
+    """
+    The response of each rotary plane to the model's own queries and keys on text: the filter of `num_taps` taps that
+    best, by least squares over heads and windows, makes the content that attention receives (RoPE taken back) from the
+    content without the shear. Nothing is assumed of the shear but that it is linear and reaches no further back.
+
+    Args:
+        windows: token ids (S_i,), each longer than `num_taps`.
+        omegas: content frequencies (W,), radians a token.
+
+    Returns:
+        `queries` and `keys`: complex (L, P, W), to be laid over `plane_response(omegas, theta, gamma, placement)`.
+    """
+    theta = plane_frequencies(model)
+    sums: dict[str, tuple[Tensor | float, Tensor | float]] = {"queries": (0.0, 0.0), "keys": (0.0, 0.0)}
+    for window in windows:
+        layers = queries_and_keys(model, window[None])
+        for stream, name in (("queries", "q"), ("keys", "k")):
+            # (L, H, S, P)
+            x, y = (
+                torch.stack([turn(to_planes(layer[part][0].cpu()), theta, sign=-1) for layer in layers])
+                for part in (name, f"{name}_hat")
+            )
+            end = x.shape[2]
+            past = torch.stack([x[:, :, num_taps - 1 - lag : end - lag] for lag in range(num_taps)])
+            auto, cross = sums[stream]
+            auto = auto + torch.einsum("klhsp,mlhsp->lpkm", past.conj(), past)
+            cross = cross + torch.einsum("klhsp,lhsp->lpk", past.conj(), y[:, :, num_taps - 1 :])
+            sums[stream] = auto, cross
+    delays = torch.exp(-1j * torch.arange(num_taps)[:, None] * omegas.double())
+    return {stream: torch.linalg.solve(auto, cross) @ delays for stream, (auto, cross) in sums.items()}

@@ -59,19 +59,20 @@ def of_noise(row: dict) -> np.ndarray:
 
 
 def make_response_table(rows: list[dict]) -> str:
-    """The response to sinusoids against the formula, the worst of each arm's seeds."""
+    """The responses to sinusoids and to text against the formula, the worst of each arm's seeds."""
     lines = [
         "| arm | gamma | seeds | bits per byte, mean ± std | greatest deviation of H | in gain (dB) "
-        "| in phase (degrees) | where | bf16: of H | in gain (dB) | in phase (degrees) |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
+        "| in phase (degrees) | where | bf16: of H | in gain (dB) | in phase (degrees) "
+        "| own queries and keys on text: of H | in gain (dB) | in phase (degrees) |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for arm, runs in by_arm(rows).items():
         worst = [
-            f"{max(run['sinusoids'][dtype][key] for run in runs):.1e}"
-            for dtype in ("fp32", "bf16")
+            f"{max(run['response'][kind][key] for run in runs):.1e}"
+            for kind in ("fp32", "bf16", "text")
             for key in ("response", "gain_db", "phase_degrees")
         ]
-        at = max((run["sinusoids"]["fp32"] for run in runs), key=lambda found: found["response"])["where"]
+        at = max((run["response"]["fp32"] for run in runs), key=lambda found: found["response"])["where"]
         where = f"{at['stream']}, layer {at['layer']}, plane {at['plane']}, w = {at['omega']:.2f}"
         gammas = ", ".join(f"{gamma:.3g}" for gamma in dict.fromkeys(runs[0]["gammas"]))
         bits = mean_and_spread([run["bits_per_byte"] for run in runs])
@@ -82,16 +83,16 @@ def make_response_table(rows: list[dict]) -> str:
 
 def make_control_table(rows: list[dict]) -> str:
     """The same measurement against wrong formulas, the seed that they fit best; and another signal, white noise."""
-    controls = list(rows[0]["sinusoids"]["controls"])
+    controls = list(rows[0]["response"]["controls"])
     lines = [
         f"| arm | formula | {' | '.join(controls)} | white noise: greatest deviation of H "
         "| its energy, with / without shear (formula), by gamma |",
         f"| --- |{' ---: |' * (len(controls) + 3)}",
     ]
     for arm, runs in by_arm(rows).items():
-        cells = [arm, f"{max(run['sinusoids']['fp32']['response'] for run in runs):.1e}"]
+        cells = [arm, f"{max(run['response']['fp32']['response'] for run in runs):.1e}"]
         for name in controls:
-            found = [run["sinusoids"]["controls"][name] for run in runs]
+            found = [run["response"]["controls"][name] for run in runs]
             cells.append("the same" if None in found else f"{min(found):.2f}")
         cells.append(f"{max(run['noise']['response'] for run in runs):.3f}")
         # Keys are sheared in every arm.
@@ -109,10 +110,10 @@ def make_plane_table(runs: list[dict]) -> str:
     what is sheared, ± std over seeds.
     """
     lines = [
-        "| plane | theta (radians a token) | greatest deviation of H | bf16 | energy gain by the formula: constant, "
-        "white content | on text, trained | predicted | on text, untrained | constant share of content: trained "
-        "| untrained |",
-        f"|{' ---: |' * 10}",
+        "| plane | theta (radians a token) | greatest deviation of H | bf16 | own queries and keys on text "
+        "| energy gain by the formula: constant, white content | on text, trained | predicted | on text, untrained "
+        "| constant share of content: trained | untrained |",
+        f"|{' ---: |' * 11}",
     ]
 
     def over_layers(model: str, entry: str) -> np.ndarray:
@@ -130,7 +131,7 @@ def make_plane_table(runs: list[dict]) -> str:
         over_layers("untrained", "dc_share"),
     ]
     for plane, theta in enumerate(runs[0]["plane_frequencies"]):
-        worst = [max(run["sinusoids"][dtype]["by_plane"][plane] for run in runs) for dtype in ("fp32", "bf16")]
+        worst = [max(run["response"][kind]["by_plane"][plane] for run in runs) for kind in ("fp32", "bf16", "text")]
         cells = [str(plane), f"{theta:.2g}", *(f"{value:.1e}" for value in worst)]
         cells.append(f"{constant[plane]:.2f}, {white[plane]:.2f}")
         cells += [mean_and_spread(list(column[:, plane]), 2) for column in columns]
@@ -207,7 +208,7 @@ def plot_bode(rows: list[dict]) -> Figure:
     figure.set_figwidth(max(figure.get_figwidth(), 3.4 * len(runs)))
     fine = torch.linspace(-torch.pi, torch.pi, 401, dtype=torch.float64)
     for column, run in enumerate(runs):
-        found = run["sinusoids"]
+        found = run["response"]
         theta = torch.tensor(run["plane_frequencies"], dtype=torch.float64)
         H = momentum.model_response(fine, theta, run["gammas"], run["streams"], run["placement"])["keys"][0]
         for index, (name, curve) in enumerate(found["curves"].items()):

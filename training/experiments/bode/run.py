@@ -173,15 +173,19 @@ def deviation(measured: Tensor, formula: Tensor, omegas: Tensor) -> dict:
     }
 
 
-def measure_sinusoids(model: PreTrainedModel, half: PreTrainedModel, num_frequencies: int) -> dict:
+def measure_responses(
+    model: PreTrainedModel, half: PreTrainedModel, windows: Sequence[Tensor], omegas: Tensor
+) -> dict:
     """
-    Response to sinusoids against the formula, in fp32 and bf16, and against formulas that are wrong.
+    Response to sinusoids against the formula, in fp32 and bf16, and against formulas that are wrong; and the response
+    to the model's own queries and keys on text.
 
     Args:
         model, half: the same model in fp32 and in bf16.
+        windows: token ids (S_i,).
+        omegas: content frequencies (W,).
     """
     config, theta = model.config, response.plane_frequencies(model)
-    omegas = torch.linspace(-math.pi, math.pi, num_frequencies, dtype=torch.float64)
     measured = stack_streams(response.measured_response(model, omegas))
     formula = formula_of(config, omegas, theta)
     other = "pre_rope" if config.momentum_placement == "post_rope" else "post_rope"
@@ -204,6 +208,7 @@ def measure_sinusoids(model: PreTrainedModel, half: PreTrainedModel, num_frequen
     return {
         "fp32": deviation(measured, formula, omegas),
         "bf16": deviation(stack_streams(response.measured_response(half, omegas)), formula, omegas),
+        "text": deviation(stack_streams(response.text_response(model, windows, omegas)), formula, omegas),
         # Where a wrong formula is the right one (gamma = 0 has no placement), it controls nothing.
         "controls": {
             name: None if torch.equal(H, formula) else rounded((measured - H).abs().max()) for name, H in wrong.items()
@@ -292,6 +297,7 @@ def run_job(arguments: BodeArguments, job: tuple[str, int], stem: Path) -> list[
     data_arguments = arguments.data_arguments()
     texts = load_texts(data_arguments)["validation"]["text"]
     windows = full_windows(load_tokenizer(str(stem)), texts, data_arguments.block_size, arguments.num_stories)
+    omegas = torch.linspace(-math.pi, math.pi, arguments.num_frequencies, dtype=torch.float64)
     config = model.config
     return [
         {
@@ -303,7 +309,7 @@ def run_job(arguments: BodeArguments, job: tuple[str, int], stem: Path) -> list[
             **{name: result[name] for name in ("parameters", "tokens_seen", "bits_per_byte")},
             "training_revision": result["revision"],
             "plane_frequencies": rounded(response.plane_frequencies(model)),
-            "sinusoids": measure_sinusoids(model, half, arguments.num_frequencies),
+            "response": measure_responses(model, half, windows[len(windows) // 2 :], omegas),
             "noise": measure_noise(model),
             "text": {
                 "trained": measure_text(model, windows),
