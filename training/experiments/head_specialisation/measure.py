@@ -1,0 +1,107 @@
+"""
+What is measured of a model's heads: `modeling_prism.analysis` on windows of one length, with and without their first
+token.
+
+Shapes: L layers, H heads (signal heads first), S tokens.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from modeling_prism.analysis import collect_windows, cut_texts
+from modeling_prism.analysis.collect import Batch, Reducer
+from modeling_prism.analysis.reducers import HEAD_FIGURES, head_figures, head_reducer
+
+
+# A batch of 256-token windows of a small model.
+MEMORY_BUDGET = 2**28
+# Lags are averaged from each edge to before the next (tokens): attention falls by orders of magnitude over them.
+LAG_EDGES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+WITHOUT_FIRST = "without first token"
+FIGURES_WITHOUT_FIRST = ("distance", "centroid", "entropy")
+
+
+def choose_windows(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], length: int, num_windows: int
+) -> list[Tensor]:
+    """
+    The beginnings, `length` tokens each, of the first `num_windows` texts that are long enough.
+
+    One length, so that each lag is open to as many queries in every window. Fewer windows if there are fewer texts.
+
+    Raises:
+        ValueError: no text is long enough.
+    """
+    windows: list[Tensor] = []
+    for text in texts:
+        first = cut_texts(tokenizer, [text], length)[0][0]
+        if len(first) == length:
+            windows.append(first)
+        if len(windows) == num_windows:
+            break
+    if not windows:
+        raise ValueError(f"No validation text has {length} tokens: give longer texts or a recipe of shorter blocks.")
+    return windows
+
+
+def without_first_token(batch: Batch) -> Batch:
+    """
+    The batch as if attention to the first token were not there: maps without their first row and column, their rows
+    scaled to sum to 1 again.
+
+    Attention that needs no token in particular goes to the first one (Xiao et al., arXiv 2309.17453), and counts as
+    attention over the longest distance there is.
+    """
+    maps = [A[..., 1:, 1:] for A in batch.attentions]
+    maps = [A / A.sum(-1, keepdim=True).clamp(min=torch.finfo(A.dtype).tiny) for A in maps]
+    rest = {"input_ids": batch.input_ids[:, 1:], "valid": batch.valid[:, 1:]}
+    return dataclasses.replace(batch, attentions=tuple(maps), **rest)
+
+
+def sink_free_reducer(max_length: int) -> Reducer:
+    """`head_reducer` on what `without_first_token` leaves, under names of its own."""
+    reduce = head_reducer(max_length)
+    return lambda batch: {f"{WITHOUT_FIRST}/{k}": value for k, value in reduce(without_first_token(batch)).items()}
+
+
+def bin_lags(lags: Tensor) -> Tensor:
+    """Attention by lag (..., S), averaged between `LAG_EDGES`, the lags beyond them left out: (..., bins)."""
+    edges = [edge for edge in LAG_EDGES if edge < lags.shape[-1]] + [min(lags.shape[-1], LAG_EDGES[-1])]
+    return torch.stack([lags[..., a:b].mean(-1) for a, b in zip(edges, edges[1:]) if a < b], dim=-1)
+
+
+def rounded(values: Tensor) -> list:
+    """As nested lists, of four digits: they are kept as text."""
+    if values.ndim == 0:
+        return float(f"{values.item():.4g}")
+    return [rounded(value) for value in values]
+
+
+def measure_heads(model: PreTrainedModel, windows: Sequence[Tensor]) -> dict[str, list]:
+    """
+    The figures of all heads on windows of one length.
+
+    Returns:
+        those of `HEAD_FIGURES`, and `<figure>, without first token` of `FIGURES_WITHOUT_FIRST`: (L, H); `bands`,
+        shares of the spectrum's energy in `analysis.heads.BANDS` (L, H, bands); `lags by bank` (2, bins), of signal
+        and of noise heads.
+    """
+    length = len(windows[0])
+    reducers = [head_reducer(length), sink_free_reducer(length)]
+    sums = collect_windows(model, windows, reducers, memory_budget=MEMORY_BUDGET, progress=False)
+    figures = head_figures(sums)
+    sink_free = head_figures({name.removeprefix(f"{WITHOUT_FIRST}/"): value for name, value in sums.items()})
+    banks = figures["lags"].split(
+        (model.config.num_signal_heads, model.config.num_attention_heads - model.config.num_signal_heads), dim=1
+    )
+    measured = {
+        **{name: figures[name] for name in HEAD_FIGURES if name in figures},
+        **{f"{name}, {WITHOUT_FIRST}": sink_free[name] for name in FIGURES_WITHOUT_FIRST},
+        "bands": figures["bands"],
+        "lags by bank": torch.stack([bin_lags(bank.mean((0, 1))) for bank in banks]),
+    }
+    return {name: rounded(values) for name, values in measured.items()}
