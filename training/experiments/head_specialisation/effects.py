@@ -1,0 +1,81 @@
+"""
+How far the banks of a model are apart, before and after training, over seeds.
+
+A seed is one observation: the heads of one model share its data, its other weights and its initial draw, and are no
+sample of anything beyond it.
+"""
+
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+import torch
+from scipy import stats
+
+from modeling_prism.analysis.prism import cliffs_delta
+
+
+@dataclass(frozen=True)
+class BankFigure:
+    """A figure of heads in both banks of one model: means over the heads of all layers, and their effect size."""
+
+    signal: float
+    noise: float
+    cliffs_delta: float
+
+    @property
+    def difference(self) -> float:
+        return self.signal - self.noise
+
+
+def bank_figure(figure: list[list[float]], num_signal_heads: int) -> BankFigure:
+    """Splits a figure (L, H), signal heads first, by bank."""
+    signal, noise = torch.tensor(figure, dtype=torch.float64).tensor_split((num_signal_heads,), dim=1)
+    return BankFigure(signal.mean().item(), noise.mean().item(), cliffs_delta(signal, noise))
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A figure of one arm: the banks of the models, one a seed, untrained and trained."""
+
+    untrained: list[BankFigure]
+    trained: list[BankFigure]
+
+    def differences(self, state: str) -> list[float]:
+        """Signal - noise of each seed; `state` is "untrained" or "trained"."""
+        return [bank.difference for bank in getattr(self, state)]
+
+    @property
+    def added(self) -> list[float]:
+        """What training adds to signal - noise: trained less untrained, paired by seed."""
+        return [after - before for before, after in zip(*map(self.differences, ("untrained", "trained")))]
+
+    def mean(self, state: str, field: str) -> float:
+        """Mean over seeds of a field of `BankFigure`."""
+        return fmean(getattr(bank, field) for bank in getattr(self, state))
+
+
+def effect_of(rows: list[dict], figure: str) -> Effect:
+    """The effect on one figure in the rows of one arm."""
+    return Effect(
+        *(
+            [bank_figure(row[state][figure], row["num_signal_heads"]) for row in rows]
+            for state in ("untrained", "trained")
+        )
+    )
+
+
+def interval_of_mean(values: list[float]) -> tuple[float, float] | None:
+    """Student's 95 % confidence interval of the mean over seeds; None: fewer than two."""
+    if len(values) < 2:
+        return None
+    mean, half = np.mean(values), stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return float(mean - half), float(mean + half)
+
+
+def interval_of_difference(values: list[float], others: list[float]) -> tuple[float, float] | None:
+    """Welch's 95 % confidence interval of mean(values) - mean(others); None: fewer than two of either."""
+    if min(len(values), len(others)) < 2:
+        return None
+    interval = stats.ttest_ind(values, others, equal_var=False).confidence_interval()
+    return float(interval.low), float(interval.high)
