@@ -1,0 +1,335 @@
+"""The experiment on Prism's banks: what it measures, its statistics, and the command at toy size."""
+
+import itertools
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from scipy import stats
+from transformers import AutoModelForCausalLM
+
+from modeling_prism import PrismConfig, PrismForCausalLM
+from modeling_prism.analysis import heads, untrained_copy
+from modeling_prism.analysis.collect import Batch
+from training import pretrain
+from training.data import DataArguments, load_texts, train_tokenizer
+from training.experiments import small_runs
+from training.experiments.head_specialisation import measure, report, run
+from training.experiments.head_specialisation.arms import ARMS
+from training.experiments.head_specialisation.effects import (
+    BankFigure,
+    Effect,
+    bank_figure,
+    effect_of,
+    interval_of_difference,
+    interval_of_mean,
+)
+
+
+TOY = "hidden_size=8,intermediate_size=12,num_hidden_layers=2,num_attention_heads=4,num_signal_heads=2"
+
+
+@pytest.fixture(autouse=True)
+def in_checkout(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+# Arms
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_an_arm_changes_what_it_says(name, tmp_path):
+    arguments = run.HeadSpecialisationArguments()
+    model_arguments, _, training_arguments = pretrain.parse_arguments(arguments.command(name, 1, tmp_path))
+    config = pretrain.load_config(model_arguments)
+    default = PrismConfig()
+    changed = {
+        field: getattr(config, field)
+        for field in ("signal_rope_theta", "noise_rope_theta", "dictionary_expansion")
+        if getattr(config, field) != getattr(default, field)
+    }
+    golden = (1 + math.sqrt(5)) / 2
+    assert changed == {
+        "equal-bases": {"signal_rope_theta": 10000, "noise_rope_theta": 10000},
+        "swapped-bases": pytest.approx(
+            {"signal_rope_theta": default.noise_rope_theta, "noise_rope_theta": default.signal_rope_theta}
+        ),
+        "ratio-3": pytest.approx({"signal_rope_theta": 30000, "noise_rope_theta": 10000 / 3}),
+        "ratio-golden": pytest.approx({"signal_rope_theta": 10000 * golden, "noise_rope_theta": 10000 / golden}),
+        "R-1": {"dictionary_expansion": 1},
+    }.get(name, {})
+    # pretrain's own defaults are these, as published, unless an arm says otherwise.
+    expected = {"lambda-0": (0, 0), "lambda-fixed": (0.1, 0.1), "lambda-1": (1, 1)}.get(name, (0.01, 0.1))
+    schedule = training_arguments.noise_coefficient_start, training_arguments.noise_coefficient_end
+    assert schedule == expected
+    assert (config.hidden_size, config.intermediate_size, config.num_hidden_layers) == (128, 512, 4)
+    assert config.head_dim == (32 if name == "R-1" else 64) and config.num_signal_heads == 4
+    assert (training_arguments.max_steps, training_arguments.learning_rate) == (400, 3e-3)
+
+
+# Measuring
+
+
+def batch_of(attentions: torch.Tensor) -> Batch:
+    """A batch with the maps (B, H, S, S) of one layer, no token padded."""
+    B, S = attentions.shape[0], attentions.shape[-1]
+    ids, valid = torch.zeros(B, S, dtype=torch.long), torch.ones(B, S, dtype=torch.bool)
+    return Batch(torch.arange(B), ids, valid, torch.zeros(B, S, 1), (), (attentions,))
+
+
+def test_the_first_token_is_taken_away():
+    A = torch.tensor([[1.0, 0, 0, 0], [0.5, 0.5, 0, 0], [0.2, 0.2, 0.6, 0], [0.6, 0.1, 0.1, 0.2]])[None, None]
+    rest = measure.without_first_token(batch_of(A))
+    expected = torch.tensor([[1.0, 0, 0], [0.25, 0.75, 0], [0.25, 0.25, 0.5]])
+    torch.testing.assert_close(rest.attentions[0][0, 0], expected)
+    assert rest.input_ids.shape == rest.valid.shape == (1, 3)
+    distance = heads.attention_distance(rest.attentions[0])[0, 0]
+    torch.testing.assert_close(distance, torch.tensor([0, 0.25, 0.25 * 2 + 0.25]))
+    # All attention on the first token leaves none.
+    A[..., 3, :] = torch.tensor([1.0, 0, 0, 0])
+    assert measure.without_first_token(batch_of(A)).attentions[0][0, 0, 2].tolist() == [0, 0, 0]
+
+
+def test_distance_without_the_first_token_does_not_see_the_sink():
+    """The same attention under different sinks: the plain distance grows with the sink, the other one stays."""
+    S = 32
+    A = torch.rand(2, 1, S, S, generator=torch.Generator().manual_seed(0)).tril()
+    A[..., 0] = 0
+    A[..., 1:, :] /= A[..., 1:, :].sum(-1, keepdim=True)
+    plain, without = [], []
+    for sink in (0.0, 0.3, 0.9):
+        with_sink = (1 - sink) * A
+        with_sink[..., 0] = sink
+        with_sink[..., 0, 0] = 1
+        batch = batch_of(with_sink)
+        plain.append(heads.attention_distance(with_sink).mean().item())
+        without.append(heads.attention_distance(measure.without_first_token(batch).attentions[0]).mean().item())
+    assert plain[0] < plain[1] < plain[2] - 3
+    assert without == pytest.approx([without[0]] * 3)
+
+
+def test_figures_are_those_of_the_maps():
+    torch.manual_seed(0)
+    config = PrismConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=8, num_hidden_layers=3, num_attention_heads=6,
+        num_signal_heads=2, initializer_range=1.0, noise_coefficient=0.5,
+    )  # fmt: skip
+    model = PrismForCausalLM(config).eval()
+    windows = list(torch.randint(50, (5, 40)))
+    measured = measure.measure_heads(model, windows)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        A = torch.stack(model(torch.stack(windows), output_attentions=True).attentions)
+    rest = A[..., 1:, 1:] / A[..., 1:, 1:].sum(-1, keepdim=True)
+    for name, maps in (("", A), (", without first token", rest)):
+        distance, entropy = heads.attention_distance(maps).mean((1, 3)), heads.attention_entropy(maps).mean((1, 3))
+        torch.testing.assert_close(torch.tensor(measured[f"distance{name}"]), distance, rtol=2e-3, atol=1e-4)
+        torch.testing.assert_close(torch.tensor(measured[f"entropy{name}"]), entropy, rtol=2e-3, atol=1e-4)
+    lags = heads.attention_by_lag(A)
+    for bank, part in enumerate((lags[:, :2], lags[:, 2:])):
+        edges = [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40]
+        expected = [part[..., a:b].mean().item() for a, b in zip(edges, edges[1:])]
+        assert measured["lags by bank"][bank] == pytest.approx(expected, rel=2e-3)
+    # The two sets of figures differ, and so do the banks.
+    assert measured["distance"] != measured["distance, without first token"]
+    assert measured["lags by bank"][0] != measured["lags by bank"][1]
+
+
+def test_windows_are_the_beginnings_of_long_texts():
+    texts = load_texts(DataArguments(num_train_stories=20, num_validation_stories=6))["train"]["text"]
+    tokenizer = train_tokenizer(load_texts(DataArguments(num_train_stories=20))["train"], 300)
+    windows = measure.choose_windows(tokenizer, ["Too short.", *texts], 32, 4)
+    assert [len(window) for window in windows] == [32] * 4
+    for window, text in zip(windows, texts):
+        assert window[0] == tokenizer.bos_token_id and text.startswith(tokenizer.decode(window[1:])[:20])
+    assert len(measure.choose_windows(tokenizer, texts[:3], 32, 4)) == 3
+    with pytest.raises(ValueError, match="No validation text has 32 tokens"):
+        measure.choose_windows(tokenizer, ["Too short."], 32, 4)
+
+
+# Statistics
+
+
+def test_bank_figure():
+    # Signal 1 2 3 4, noise 5 6 7 0: three of four noise heads are above all signal heads, one is below.
+    figure = bank_figure([[1.0, 2, 5, 6], [3, 4, 7, 0]], 2)
+    assert figure == BankFigure(2.5, 4.5, cliffs_delta=(4 - 12) / 16) and figure.difference == -2
+    # Banks of unequal size.
+    assert bank_figure([[9.0, 1, 2]], 1) == BankFigure(9, 1.5, 1)
+
+
+def test_effect_is_paired_by_seed():
+    rows = [
+        {"num_signal_heads": 1, "untrained": {"x": [[a, 0.0]]}, "trained": {"x": [[b, 1.0]]}}
+        for a, b in ((1.0, 5.0), (2.0, 5.0), (3.0, 11.0))
+    ]
+    effect = effect_of(rows, "x")
+    assert effect.differences("untrained") == [1, 2, 3] and effect.differences("trained") == [4, 4, 10]
+    assert effect.added == [3, 2, 7]
+    assert effect.mean("trained", "signal") == 7 and effect.mean("untrained", "noise") == 0
+
+
+def test_intervals_by_hand():
+    # 2 +- t(0.975, 2) * 1 / sqrt(3)
+    assert interval_of_mean([1, 2, 3]) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
+    # Welch: -3 +- t(0.975, df) * sqrt(1 / 3 + 13 / 3), with Satterthwaite's df.
+    df = (14 / 3) ** 2 / ((1 / 3) ** 2 / 2 + (13 / 3) ** 2 / 2)
+    half = stats.t.ppf(0.975, df) * (14 / 3) ** 0.5
+    assert interval_of_difference([1, 2, 3], [2, 4, 9]) == pytest.approx((-3 - half, -3 + half))
+    assert interval_of_mean([1]) is interval_of_difference([1], [1, 2]) is None
+
+
+def test_banks_dealt_at_random_have_no_difference():
+    """The negative control: over all ways to deal the heads to banks, effects cancel; swapped banks turn the sign."""
+    values = [1.0, 5, 2, 9, 4, 4]
+    dealt = [
+        bank_figure([[values[i] for i in (*signal, *sorted(set(range(6)) - set(signal)))]], 3)
+        for signal in itertools.combinations(range(6), 3)
+    ]
+    assert sum(bank.difference for bank in dealt) == pytest.approx(0)
+    assert sum(bank.cliffs_delta for bank in dealt) == pytest.approx(0)
+    assert max(bank.difference for bank in dealt) > 3
+    one, other = bank_figure([values], 3), bank_figure([values[3:] + values[:3]], 3)
+    assert one.difference == -other.difference != 0 and one.cliffs_delta == -other.cliffs_delta != 0
+
+
+def test_effect_table():
+    def effect(*seeds):
+        return Effect([BankFigure(1, 0, 0.5)] * len(seeds), [BankFigure(2 + seed, 0.5, 1) for seed in seeds])
+
+    table = report.make_effect_table({"default": effect(0, 1, 2), "lambda-0": effect(3, 4, 5)}, 1).splitlines()
+    assert table[2] == (
+        "| default | 1.0, 0.0 | 3.0, 0.5 | +2.5 (+0.0 to +5.0) | +1.5 (-1.0 to +4.0) | +0.5, +1.5, +2.5 "
+        "| +0.50, +1.00 |  |"
+    )
+    # t(0.975, 4) * sqrt(2 / 3) = 2.27
+    assert table[3].endswith("| +3.5, +4.5, +5.5 | +0.50, +1.00 | +3.0 (+0.7 to +5.3) |")
+    # One seed, no default: no intervals.
+    assert report.make_effect_table({"R-1": effect(1)}, 1).splitlines()[2] == (
+        "| R-1 | 1.0, 0.0 | 3.0, 0.5 | +2.5 | +1.5 | +1.5 | +0.50, +1.00 |  |"
+    )
+
+
+# The command
+
+
+@pytest.fixture
+def command(tmp_path, corpus, monkeypatch):
+    """At toy size, in this process: (options) -> rows of results.jsonl."""
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(small_runs, "ProcessPoolExecutor", lambda processes, mp_context: ThreadPoolExecutor(processes))
+
+    def call(learning_rate="1.0e-2", **options):
+        recipe = tmp_path / "recipe.yaml"
+        text = Path("configuration/recipes/tinystories_2m.yaml").read_text(encoding="utf-8")
+        for old, new in (
+            ("block_size: 256", "block_size: 32"),
+            ("vocab_size: 2048", "vocab_size: 300"),
+            ("learning_rate: 3.0e-3", f"learning_rate: {learning_rate}"),
+        ):
+            assert old in text
+            text = text.replace(old, new)
+        recipe.write_text(text, encoding="utf-8")
+        options = {
+            "recipe": recipe, "dataset_name": corpus, "config_overrides": TOY, "max_steps": 3, "num_windows": 4,
+            "jobs": 1, "arms": "default", "seeds": "0", "output_dir": tmp_path / "runs",
+            "results_dir": tmp_path / "results", **options,
+        }  # fmt: skip
+        run.main([word for name, value in options.items() for word in (f"--{name}", *str(value).split())])
+        lines = (tmp_path / "results" / "results.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    yield call
+    torch.set_num_threads(threads)
+
+
+def test_the_command_writes_data_tables_and_plots_and_repeats_nothing(command, tmp_path, capsys):
+    options = {"arms": "default lambda-1", "seeds": "0 2"}
+    rows = command(**options)
+    assert [(row["arm"], row["seed"]) for row in rows] == list(itertools.product(("default", "lambda-1"), (0, 2)))
+    for row in rows:
+        assert row["noise_coefficient"] == (1.0 if row["arm"] == "lambda-1" else 0.1)
+        assert row["windows"] == 4 and row["window_length"] == 32 and row["bits_per_byte"] > 0 and row["revision"]
+        for state in ("trained", "untrained"):
+            for name in (*report.FIGURES, "distance, without first token"):
+                assert torch.tensor(row[state][name]).shape == (2, 4)
+        assert row["trained"]["distance"] != row["untrained"]["distance"]
+    # Arms of a seed start from the same weights; lambda reaches the maps from the second layer on.
+    starts = [row["untrained"]["entropy"] for row in rows]
+    assert starts[0][0] == starts[2][0] != starts[1][0] and starts[0][1] != starts[2][1]
+
+    results, runs = tmp_path / "results", tmp_path / "runs"
+    table = (results / "table.md").read_text()
+    assert table in capsys.readouterr().out and table.count("| lambda-1 |") == 1 + len(report.FIGURES) + 3
+    plots = [results / f"{name}.png" for name in ("heads", "differences", "lag")]
+    assert all(plot.stat().st_size > 10_000 for plot in plots)
+
+    def finished():
+        return {file: file.stat().st_mtime_ns for file in (*runs.glob("*/model.safetensors"), *runs.glob("*.json"))}
+
+    before = finished()
+    assert len(before) == 4 + 4
+    for file in (results / "table.md", *plots):
+        file.unlink()
+    assert command(**options) == rows and finished() == before
+    assert (results / "table.md").read_text() == table and all(plot.is_file() for plot in plots)
+    # The report alone, from the data.
+    (results / "table.md").unlink()
+    assert report.write_report(results) == table == (results / "table.md").read_text()
+
+    # Trained but not measured: it is measured, not trained again.
+    (runs / "lambda-1-seed2.json").unlink()
+    assert command(**options) == rows
+    assert {name: time for name, time in finished().items() if name.suffix != ".json"} == {
+        name: time for name, time in before.items() if name.suffix != ".json"
+    }
+    with pytest.raises(ValueError, match=r"other settings, \(then, now\): {'num_windows': \(4, 5\)}"):
+        command(**options, num_windows=5)
+
+
+def test_the_untrained_copy_is_what_training_began_with(command, tmp_path):
+    """At learning rate 0 the trained model is the initial one."""
+    (row,) = command(learning_rate="0.0", seeds="3")
+    assert row["trained"] == row["untrained"]
+    assert report.effect_of([row], "distance").added == [0]
+    folder = tmp_path / "runs" / "default-seed3"
+    saved, model = load_file(folder / "model.safetensors"), AutoModelForCausalLM.from_pretrained(folder)
+    for seed, same in ((3, True), (4, False)):
+        weights = untrained_copy(model, seed).state_dict()
+        assert all((weights[name] == value).all() for name, value in saved.items()) == same
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"arms": ["default", "nobody"]}, r"`arms` has unknown names \['nobody'\]; there are default, "),
+        ({"arms": []}, "`arms` must be one or more"),
+        ({"arms": ["R-1", "R-1"]}, "`arms` must be .* all different"),
+        ({"seeds": []}, "`seeds` must be one or more"),
+        ({"seeds": [1, 1]}, r"`seeds` must be .* all different, got \[1, 1\]"),
+        ({"jobs": 0}, "`jobs` must be at least 1, got 0"),
+        ({"max_steps": 0}, "`max_steps` must be at least 1"),
+        ({"num_windows": -1}, "`num_windows` must be at least 1"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        run.HeadSpecialisationArguments(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset_name": "nowhere/at/all"}, "`dataset_name`='nowhere/at/all' is neither"),
+        ({"config_overrides": "width=3"}, "`config_overrides` names `width`"),
+        ({"config_overrides": "num_signal_heads=5"}, "`num_signal_heads`=5 does not divide"),
+    ],
+)
+def test_what_every_run_would_stumble_over_is_refused_before_any_starts(options, message, command, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        command(**options)
+    assert not (tmp_path / "runs").exists()
