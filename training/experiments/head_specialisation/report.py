@@ -29,7 +29,6 @@ from training.experiments.head_specialisation.measure import FIGURES_WITHOUT_FIR
 
 # What the claim says of signal - noise.
 CLAIMED = {"distance": "above 0", "centroid": "below 0"}
-FIGURES = ("distance", "centroid", "entropy", "sink", "self", "previous token", "duplicate token", "induction")
 # Decimals shown, by unit.
 DECIMALS = {"tokens": 2, "nats": 3, "cycles / token": 4, "share": 4}
 LAG_ARMS = ("default", "equal-bases", "swapped-bases")
@@ -48,7 +47,7 @@ def in_table_order(arms: dict[str, list[dict]]) -> list[str]:
     """The figures that all rows have, each followed by itself without the first token."""
     names = [
         name
-        for figure in FIGURES
+        for figure in HEAD_FIGURES
         for name in ((figure, f"{figure}, {WITHOUT_FIRST}") if figure in FIGURES_WITHOUT_FIRST else (figure,))
     ]
     rows = [row[state] for rows in arms.values() for row in rows for state in ("untrained", "trained")]
