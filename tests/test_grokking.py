@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from modeling_prism import SphericalConfig, SphericalForCausalLM
 from training import pretrain
 from training.experiments.grokking import report, run
-from training.experiments.grokking.arms import ARMS
+from training.experiments.grokking.arms import ARMS, COMPARISONS
 from training.experiments.grokking.read_out import ReadOut
 from training.stacked import Stack
 from training.tasks import arithmetic
@@ -249,3 +250,33 @@ def test_table_of_the_report():
     ]
     line = report.make_table({"sphere": rows}, {"sphere": "1,560 ± 853"}).splitlines()[2]
     assert line == "| sphere | 1,560 ± 853 | 600 ± 141 | 2 of 3 | 100 ± 0 | 500 ± 141 | 99.00 % | 900 |"
+
+
+def test_ratio_of_means():
+    """Two sets that differ by a factor in every seed, against scipy's own interval; and one seed has no interval."""
+    assert report.ratio_of_means([200.0], [100.0]) == "2.00"
+    ratio, low, high = map(float, re.findall(r"[0-9.]+", report.ratio_of_means([40, 50, 80], [400, 500, 800])))
+    assert ratio == pytest.approx(0.1) and low < 0.05 and 0.2 < high
+    assert report.ratio_of_means([100, 110, 90], [100, 90, 110]).startswith("1.00 (0.")
+
+
+def test_comparisons_name_one_change_each():
+    """Every pair differs in the fields that its row names, and in no more than the claim's two."""
+    for (one, other), change in COMPARISONS.items():
+        fields = {key for key, value in ARMS[one].items() ^ ARMS[other].items()}
+        expected = {
+            "sphere with bounded unembedding for LayerNorm": {"residual_norm", "bounded_unembedding"},
+            "the same, without weight decay": {"residual_norm", "bounded_unembedding", "weight_decay"},
+        }
+        assert fields == expected.get(change, fields) and (change in expected or len(fields) == 1), change
+
+
+def test_table_of_comparisons():
+    rows = {
+        arm: [{"test_onset": onset, "delay": onset and onset - 100} for onset in onsets]
+        for arm, onsets in {"sphere": (300, 400), "layer_norm": (3000, 4000), "rms_norm": (None, 4000)}.items()
+    }
+    table = report.make_comparisons(rows)
+    assert "| sphere | layer_norm | 0.10 (" in table
+    assert "| rms_norm | layer_norm | 1 of 2 of rms_norm do not grok |  |" in table
+    assert len(table.splitlines()) == 4

@@ -33,4 +33,29 @@ ARMS = {
     "sphere-wd0-tau-20": {**SPHERE, "logit_scale": 20.0, "weight_decay": 0.0},
     "sphere-wd0-tau-40": {**SPHERE, "logit_scale": 40.0, "weight_decay": 0.0},
 }
+# Each arm beside the one that it differs from in the thing named.
+COMPARISONS = {
+    ("sphere", "layer_norm"): "sphere with bounded unembedding for LayerNorm",
+    ("sphere-wd0", "layer_norm"): "the same, without weight decay",
+    ("rms_norm", "layer_norm"): "RMSNorm for LayerNorm",
+    ("sphere-wd0", "sphere"): "no weight decay",
+    ("uniform-sphere", "sphere"): "uniform attention",
+    ("uniform-sphere-wd0", "sphere-wd0"): "uniform attention, no weight decay",
+    ("uniform-sphere-wd0", "uniform-sphere"): "no weight decay, uniform attention",
+    ("uniform-layer_norm", "layer_norm"): "uniform attention, LayerNorm",
+    ("uniform-rms_norm", "rms_norm"): "uniform attention, RMSNorm",
+    ("sphere-unbounded", "sphere"): "unbounded unembedding",
+    ("sphere-unbounded-wd0", "sphere-wd0"): "unbounded unembedding, no weight decay",
+    ("sphere-unbounded", "layer_norm"): "sphere alone for LayerNorm",
+    ("layer_norm-bounded", "layer_norm"): "bounded unembedding, LayerNorm",
+    ("sphere", "layer_norm-bounded"): "sphere for LayerNorm, both bounded",
+    ("layer_norm-plain", "layer_norm"): "LayerNorm without gains",
+    ("rms_norm-plain", "rms_norm"): "RMSNorm without gains",
+    ("sphere-wd0-beta2-0.98", "sphere-wd0"): "beta2 0.98",
+    ("uniform-sphere-wd0-beta2-0.98", "uniform-sphere-wd0"): "beta2 0.98, uniform attention",
+    ("uniform-layer_norm-beta2-0.98", "uniform-layer_norm"): "beta2 0.98, uniform LayerNorm",
+    ("sphere-wd0-tau-5", "sphere-wd0"): "tau 5 for 10",
+    ("sphere-wd0-tau-20", "sphere-wd0"): "tau 20 for 10",
+    ("sphere-wd0-tau-40", "sphere-wd0"): "tau 40 for 10",
+}
 PUBLISHED = ["sphere-wd0", "sphere", "layer_norm", "rms_norm"]

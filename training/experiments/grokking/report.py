@@ -5,8 +5,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from scipy import stats
 
-from training.experiments.grokking.arms import ARMS
+from training.experiments.grokking.arms import ARMS, COMPARISONS
 
 
 # Epochs to grok, mean ± std over ten seeds (arXiv 2603.05228), by results folder and arm.
@@ -76,8 +77,45 @@ def make_table(arms: dict[str, list[dict]], published: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def ratio_of_means(ones: list[float], others: list[float]) -> str:
+    """Ratio of the geometric means of two sets of positive numbers, with Welch's 95 % interval of their logarithms."""
+    ones, others = np.log(ones), np.log(others)
+    ratio = f"{np.exp(ones.mean() - others.mean()):.2f}"
+    if min(len(ones), len(others)) < 2:
+        return ratio
+    interval = stats.ttest_ind(ones, others, equal_var=False).confidence_interval()
+    return f"{ratio} ({np.exp(interval.low):.2f} to {np.exp(interval.high):.2f})"
+
+
+def make_comparisons(arms: dict[str, list[dict]]) -> str:
+    """A Markdown table, a row for each pair of `COMPARISONS` that has been run."""
+    lines = [
+        "| what is changed | arm | instead of | epochs to grok, ratio (95 %) | delay, ratio (95 %) |",
+        "| --- | --- | --- | ---: | ---: |",
+    ]
+    for (one, other), change in COMPARISONS.items():
+        if one not in arms or other not in arms:
+            continue
+        failed = {arm: sum(row["test_onset"] is None for row in arms[arm]) for arm in (one, other)}
+        if any(failed.values()):
+            told = ", ".join(
+                f"{count} of {len(arms[arm])} of {arm} do not grok" for arm, count in failed.items() if count
+            )
+            ratios = [told, ""]
+        else:
+            ratios = [
+                ratio_of_means(*([row[key] for row in arms[arm]] for arm in (one, other)))
+                for key in ("test_onset", "delay")
+            ]
+        lines.append(f"| {change} | {one} | {other} | {ratios[0]} | {ratios[1]} |")
+    return "\n".join(lines) + "\n" if len(lines) > 2 else ""
+
+
 def make_spectrum_table(arms: dict[str, list[dict]]) -> str:
-    """The spectral check of the seeds that grokked, a row an arm."""
+    """
+    The spectral check of the seeds that grokked, a row an arm: medians, as a seed may have fallen out of its solution
+    at the very epoch that is looked at.
+    """
     lines = [
         "| arm | variance of W_U W_out in its five strongest frequencies | of the logits "
         "| accuracy on all pairs with 1, 3, 5, 10 kept |",
@@ -88,9 +126,10 @@ def make_spectrum_table(arms: dict[str, list[dict]]) -> str:
         if not spectra:
             continue
         shares = [
-            np.mean([spectrum[f"{name}_top5_variance"] for spectrum in spectra]) for name in ("unembedding", "logits")
+            np.median([spectrum[f"{name}_top5_variance"] for spectrum in spectra])
+            for name in ("unembedding", "logits")
         ]
-        kept = [np.mean([spectrum["accuracy_by_top_k"][k] for spectrum in spectra]) for k in ("1", "3", "5", "10")]
+        kept = [np.median([spectrum["accuracy_by_top_k"][k] for spectrum in spectra]) for k in ("1", "3", "5", "10")]
         lines.append(
             f"| {arm} | {shares[0]:.3f} | {shares[1]:.3f} | " + ", ".join(f"{value:.3f}" for value in kept) + " |"
         )
@@ -128,7 +167,8 @@ def write_report(folder: Path) -> str:
     parts = []
     for name, arms in read_results(folder).items():
         plot(arms, name, folder / f"{name}.png")
-        parts += [f"### {name}\n", make_table(arms, PUBLISHED.get(name, {})), make_spectrum_table(arms)]
+        table = make_table(arms, PUBLISHED.get(name, {}))
+        parts += [f"### {name}\n", table, make_comparisons(arms), make_spectrum_table(arms)]
     tables = "\n".join(filter(None, parts))
     (folder / "tables.md").write_text(tables, encoding="utf-8")
     return tables
