@@ -13,7 +13,14 @@ from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 import modeling_prism.analysis
-from modeling_prism import MomentumConfig, MomentumForCausalLM, PrismConfig, PrismForCausalLM
+from modeling_prism import (
+    MomentumConfig,
+    MomentumForCausalLM,
+    PrismConfig,
+    PrismForCausalLM,
+    SphericalConfig,
+    SphericalForCausalLM,
+)
 from modeling_prism.analysis import __main__ as command
 from modeling_prism.analysis import examine, figures, figures_families, report, sentences, untrained_copy
 from modeling_prism.analysis.measures import mechanism_off
@@ -212,6 +219,58 @@ def test_a_cyclic_task(folder, tmp_path):
     assert (tmp_path / "add" / "figures" / "fourier.png").is_file() and not stale.exists()
 
 
+P, FREQUENCIES = 23, (2, 5)
+
+
+def spherical_clock():
+    """
+    A Spherical model that adds modulo 23 by two frequencies, each by its own four dimensions and sixteen neurons:
+    e(a) + e(b) points at the angle (a + b) / 2, or opposite; neurons around the circle double that angle.
+
+    Its tables are known: the embedding has energies 0.64 and 0.36, the unembedding 0.2 and 0.8, W_U W_out 0.5 and 0.5.
+    """
+    size = {"vocab_size": P + 1, "hidden_size": 8, "intermediate_size": 32, "num_attention_heads": 2}
+    config = SphericalConfig(**size, num_hidden_layers=1, max_position_embeddings=3, attention_routing="uniform")
+    model = SphericalForCausalLM(config)
+    layer, phases = model.model.layers[0], 2 * torch.pi * torch.arange(16) / 16
+
+    def circle(angles):
+        return torch.stack((angles.cos(), angles.sin()), dim=-1)
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        for projection in (layer.self_attn.v_proj, layer.self_attn.o_proj):
+            projection.weight.copy_(torch.eye(8))
+        for index, (k, embedded, read, gain) in enumerate(zip(FREQUENCIES, (0.8, 0.6), (0.2, 0.8), (1.0, 0.5))):
+            residues = circle(2 * torch.pi * k * torch.arange(P) / P)
+            start, neurons = 4 * index, slice(16 * index, 16 * index + 16)
+            heard, said = slice(start, start + 2), slice(start + 2, start + 4)
+            model.model.embed_tokens.weight[:P, heard] = embedded * residues
+            layer.mlp.up_proj.weight[neurons, heard] = circle(phases)
+            layer.mlp.down_proj.weight[said, neurons] = gain * circle(2 * phases).T
+            model.lm_head.weight[:P, said] = read**0.5 * residues
+        # The length of a row makes no difference to the model, and is a frequency in the rows as they are stored.
+        model.lm_head.weight[:P] *= 1 + 0.9 * torch.cos(2 * torch.pi * torch.arange(P) / P)[:, None]
+    return model
+
+
+def test_a_cyclic_task_of_known_frequencies(tmp_path):
+    spherical_clock().save_pretrained(tmp_path / "clock")
+    command.main([str(tmp_path / "clock"), "--modulus", str(P), "--out", str(tmp_path / "out")])
+    numbers = json.loads((tmp_path / "out" / "report.json").read_text())
+    found = numbers["model"]
+    assert found["accuracy"] == found["accuracy by k"]["1"] == found["accuracy by k"]["5"] == 1
+    known = {"embedding": (0.64, 0.36), "unembedding": (0.2, 0.8), "W_U W_out": (0.5, 0.5)}
+    for label, energies in known.items():
+        assert [found[label][k] for k in FREQUENCIES] == pytest.approx(energies, abs=1e-5), label
+    assert sum(found["logits"][k] for k in FREQUENCIES) == pytest.approx(1)
+    assert set(found["top frequencies"][:2]) == set(FREQUENCIES)
+    assert "answers 100.0% right" in numbers["opening"][0]
+    assert "hold 100.0% of their variance and 100.0% of the embedding's" in numbers["opening"][1]
+    assert numbers["control"]["accuracy"] < 0.2
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("model", ["prism", "momentum", "gpt2"])
 def test_a_gpu_finds_the_same(model, folder):
@@ -283,6 +342,15 @@ def test_a_filter_that_is_another_is_said():
     momentum["largest deviation"] = 1e-6
     said = sentences.what_stands_out({"family": "momentum", "momentum": momentum}, {})
     assert "as the formula says" in said and "75%" in said
+
+
+def test_the_same_frequencies_are_looked_for_in_the_embedding():
+    energies = {"logits": torch.tensor([0, 0.5, 0.4, 0.1]), "embedding": torch.tensor([0, 0.2, 0.1, 0.7])}
+    found = {"task": "multiply mod 7", "top frequencies": [1, 2], "accuracy by k": {5: 0.98}, **energies}
+    assert sentences.what_stands_out(found, {}) == (
+        "Its logits' strongest frequencies (1, 2) hold 90.0% of their variance and 30.0% of the embedding's; with "
+        "these alone it answers 98.0% right where no factor is 0."
+    )
 
 
 # In a notebook, and without the extra

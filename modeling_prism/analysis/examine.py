@@ -142,6 +142,18 @@ def gives_attentions(model: PreTrainedModel, notes: list[str]) -> bool:
     return True
 
 
+def unembedding_in_use(model: PreTrainedModel) -> torch.Tensor:
+    """
+    What the head makes of each direction of the residual stream, a row a token: (V, d).
+
+    Of a linear head it is the weight; of Spherical's bounded one, tau times the weight's rows at length 1.
+    """
+    head = model.get_output_embeddings()
+    directions = torch.eye(head.weight.shape[1], dtype=head.weight.dtype, device=head.weight.device)
+    # A bias is no part of it.
+    return (head(directions) - head(torch.zeros_like(directions))).T
+
+
 @torch.no_grad()
 def examine_cyclic(
     model: PreTrainedModel, modulus: int, operation: str = "add", *, name: str = "model", batch_size: int = 2048
@@ -155,8 +167,10 @@ def examine_cyclic(
         operation: "add" or "multiply"; the Fourier basis is that of the operation's group.
 
     Returns:
-        `accuracy` on all p * p inputs, `accuracy by k` frequencies kept; `embedding`, `unembedding` and `logits`,
-        energy by frequency (F,); `explained by top 5` of each; `residual`.
+        `accuracy` on all p * p inputs, `accuracy by k` frequencies kept; energy by frequency (F,) of the rows of
+        `embedding` and `unembedding` (as the head uses them), of `logits`, and of a Spherical's `W_U W_out`, what its
+        last neurons add to the logits; `explained by top 5` of each, and the `top frequencies` of the logits;
+        `residues`, the length of the cycle; `residual`. Products with 0 count in `accuracy` alone.
 
     Raises:
         ValueError: too few tokens.
@@ -177,11 +191,10 @@ def examine_cyclic(
     logits = torch.cat(logits)
 
     order = spherical.discrete_log_order(modulus) if operation == "multiply" else torch.arange(modulus)
-    tables = {
-        "embedding": model.get_input_embeddings().weight.detach().double().cpu()[order],
-        "unembedding": model.get_output_embeddings().weight.detach().double().cpu()[order],
-    }
-    energies = {label: spherical.fourier_energies(table) for label, table in tables.items()}
+    tables = {"embedding": model.get_input_embeddings().weight, "unembedding": unembedding_in_use(model)}
+    if config.model_type == "spherical":
+        tables["W_U W_out"] = tables["unembedding"] @ model.base_model.layers[-1].mlp.down_proj.weight
+    energies = {label: spherical.fourier_energies(table.double().cpu()[order]) for label, table in tables.items()}
     # A product with 0 is 0 whatever the other factor: it is no power, and is left out.
     cyclic = labels != 0 if operation == "multiply" else torch.ones_like(labels, dtype=torch.bool)
     place = torch.zeros(modulus, dtype=torch.long)
@@ -192,6 +205,7 @@ def examine_cyclic(
         "family": config.model_type,
         "parameters": model.num_parameters(),
         "task": f"{operation} mod {modulus}",
+        "residues": len(order),
         "accuracy": spherical.accuracy(logits, labels),
         "accuracy by k": spherical.accuracy_by_top_k(logits[cyclic][:, order], place[labels[cyclic]]),
         **energies,
@@ -199,6 +213,7 @@ def examine_cyclic(
             label: spherical.explained_variance(energy, spherical.top_frequencies(energy, 5)).item()
             for label, energy in energies.items()
         },
+        "top frequencies": spherical.top_frequencies(energies["logits"], 5).tolist(),
         "residual": reducers.residual_figures(sums),
         "notes": [],
     }

@@ -231,24 +231,30 @@ def plot_dc_ac(findings: dict, stream: str = "keys", layer: int = 0) -> Figure:
 
 @styled
 def plot_fourier(findings: dict, control: dict | None = None) -> Figure:
-    """Fourier spectra of embedding, unembedding and logits, and the accuracy that the strongest frequencies carry."""
-    figure, axes = new_figure(2, 2, height=2.3)
-    for ax, label in zip(axes, ("embedding", "unembedding", "logits")):
+    """Fourier spectra of a model's tables and logits, and the accuracy that the strongest frequencies carry."""
+    labels = list(findings["explained by top 5"])
+    figure, axes = new_figure((len(labels) + 2) // 2, 2, height=2.3)
+    for ax, label in zip(axes, labels):
         x = torch.arange(1, len(findings[label]))
         ax.bar(x, findings[label][1:], color="0.25", width=0.8, label=findings["name"])
         if control is not None:
             ax.plot(x, control[label][1:], color="0.55", linestyle="--", label="untrained copy")
         share = findings["explained by top 5"][label]
         ax.set(
-            title=f"{label}: top 5 hold {share:.0%}",
-            xlabel=f"frequency ({findings['task']})",
+            title=f"{label.replace('W_U W_out', '$W_U W_{out}$')}: top 5 hold {share:.1%}",
+            xlabel=f"frequency (turns in {findings['residues']} residues)",
             ylabel="share of energy",
         )
+    bars = axes[0].get_legend_handles_labels()
+    ax = axes[len(labels)]
     for found, style, label in ((findings, TRAINED, findings["name"]), (control, CONTROL, "untrained copy")):
         if found is not None:
-            axes[3].plot(list(found["accuracy by k"]), list(found["accuracy by k"].values()), label=label, **style)
-    axes[3].set_xticks(list(findings["accuracy by k"]))
-    axes[3].axhline(findings["accuracy"], color="black", linewidth=0.6, linestyle=":")
-    axes[3].set(title="accuracy of kept frequencies", xlabel="frequencies kept", ylabel="accuracy", ylim=(-0.02, 1.05))
-    figure.legend(*axes[2].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+            ax.plot(list(found["accuracy by k"]), list(found["accuracy by k"].values()), label=label, **style)
+    ax.set_xticks(list(findings["accuracy by k"]))
+    ax.axhline(findings["accuracy"], color="black", linewidth=0.6, linestyle=":", label="all frequencies")
+    ax.set(title="accuracy of kept frequencies", xlabel="frequencies kept", ylabel="accuracy", ylim=(-0.02, 1.05))
+    ax.legend()
+    figure.legend(*bars, loc="outside lower center", ncols=2)
+    for ax in axes[len(labels) + 1 :]:
+        ax.remove()
     return figure

@@ -165,7 +165,13 @@ def sections_of(found: dict, control: dict, others: Sequence[dict]) -> list[tupl
     if "momentum" in found:
         sections.append(("The filter", momentum_section(found)))
     if "task" in found:
-        caption = "Energy by frequency over the residues, and the accuracy of the logits' strongest frequencies alone."
+        caption = (
+            "Energy by frequency over the residues (of a product: over powers of a primitive root), frequency 0 left "
+            "out, and the accuracy of the logits' strongest frequencies alone. The unembedding is read as the model "
+            "uses it: a bounded one with rows of equal length."
+        )
+        if "W_U W_out" in found:
+            caption += " W_U W_out is what the neurons of the last MLP add to the logits, up to the norm between."
         sections.append(
             ("In the Fourier basis", [Picture("fourier", caption, figures_families.plot_fourier(found, control))])
         )

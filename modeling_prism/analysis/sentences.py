@@ -77,10 +77,12 @@ ATTENDS = {
 def what_stands_out(findings: dict, control: dict) -> str:
     """The largest of what was found, family by family."""
     if "task" in findings:
-        share, k = findings["explained by top 5"]["logits"], findings["accuracy by k"]
+        top, right = findings["top frequencies"], findings["accuracy by k"][5]
+        where = " where no factor is 0" if findings["task"].startswith("multiply") else ""
+        shares = [findings[label][top].sum().item() for label in ("logits", "embedding")]
         return (
-            f"Five frequencies hold {share:.1%} of the variance of its logits, and with them alone it answers "
-            f"{k[5]:.1%} right ({findings['explained by top 5']['embedding']:.1%} of the embedding's variance)."
+            f"Its logits' strongest frequencies ({', '.join(map(str, top))}) hold {shares[0]:.1%} of their variance "
+            f"and {shares[1]:.1%} of the embedding's; with these alone it answers {right:.1%} right{where}."
         )
     if "prism" in findings and "banks" in findings["prism"]:
         name = strongest_bank_figure(findings)
@@ -135,8 +137,9 @@ def what_the_control_says(findings: dict, control: dict) -> str:
     """The same figures of an untrained copy, and of the same weights with the mechanism off."""
     if "task" in findings:
         return (
-            f"An untrained copy answers {control['accuracy']:.1%} right, and five frequencies hold "
-            f"{control['explained by top 5']['logits']:.1%} of its logits' variance."
+            f"An untrained copy answers {control['accuracy']:.1%} right, and its logits' "
+            f"{len(control['top frequencies'])} strongest frequencies hold "
+            f"{control['explained by top 5']['logits']:.1%} of their variance."
         )
     bits = control["loss"]["bits per byte"]
     said = f"An untrained copy of the same config needs {bits:.3f} bits per byte"
