@@ -118,6 +118,7 @@ def test_rope_kernel_is_the_score_of_equal_vectors():
 
 def test_rope_bands():
     bands = prism.rope_bands(PrismConfig(hidden_size=32, num_attention_heads=8))
+    assert {bank: band["base"] for bank, band in bands.items()} == prism.PUBLISHED_ROPE_BASES
     assert bands["signal"]["wavelengths"][0].item() == pytest.approx(2 * math.pi)
     D = 16
     ratio = bands["noise"]["frequencies"] / bands["signal"]["frequencies"]

@@ -23,7 +23,7 @@ from modeling_prism import (
 )
 from modeling_prism.analysis import __main__ as command
 from modeling_prism.analysis import examine, figures, figures_families, report, sentences, untrained_copy
-from modeling_prism.analysis.measures import mechanism_off
+from modeling_prism.analysis.measures import measure_momentum, mechanism_off
 from training.data import train_tokenizer
 from training.tasks.stories import tell
 
@@ -121,6 +121,20 @@ def test_every_family_shows_what_applies(model, reports):
         assert numbers["notes"] == []
 
 
+def test_the_shear_beside_its_formula():
+    """The gains and leads of gamma 0.8 and 4.17 as the formula has them; the lead is read on a grid of 16 steps."""
+    heads = {"num_attention_heads": 4, "max_position_embeddings": 64}
+    for placement in ("post_rope", "pre_rope"):
+        config = MomentumConfig(**SIZES, **heads, momentum_gamma=[0.8, 4.17], momentum_placement=placement)
+        model = MomentumForCausalLM(config)
+        rows = report.filter_table({"momentum": measure_momentum(model, [])})["rows"]
+        for row, known in zip(rows, ((2.6, 3.88, 26.4), (9.34, 44.1, 53.8))):
+            formula, measured = ([float(value) for value in row[start::2]] for start in (3, 4))
+            assert formula == pytest.approx(known, rel=2e-3)
+            assert measured == pytest.approx(known, rel=1e-2)
+        assert [row[:3] for row in rows] == [["0", "0.8", "2.5"], ["1", "4.17", "2.5"]]
+
+
 def test_other_models_beside_it(folder, tmp_path, undrawn):
     others = ["--compare", str(folder / "llama"), str(folder / "other_tokenizer")]
     page, numbers = run(folder, "prism", tmp_path, *FEW, *others)
@@ -209,8 +223,10 @@ def test_a_cyclic_task(folder, tmp_path):
             assert found["accuracy"] == 1 and found["accuracy by k"][3] == 1 > found["accuracy by k"][0]
             assert found["logits"][[2, 3, 5]].tolist() == pytest.approx([1 / 3] * 3)
             assert control["accuracy"] < 0.5
-        page = report.write_report(found, control, tmp_path / operation)
-        assert 'id="fourier"' in page.read_text() and f"{operation} mod 11" in page.read_text()
+        page = report.write_report(found, control, tmp_path / operation).read_text()
+        assert 'id="fourier"' in page and f"{operation} mod 11" in page
+        # Nothing is published of products.
+        assert ("arXiv 2603.05228" in page) == (operation == "add")
     LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
     # Over an earlier report: its pictures do not stay.
     stale = tmp_path / "add" / "figures" / "banks.svg"

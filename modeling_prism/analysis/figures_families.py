@@ -105,14 +105,19 @@ def plot_rope_bands(findings: dict) -> Figure:
     for bank, style in BANKS.items():
         rope = findings["prism"]["rope"][bank]
         every = {"markevery": max(1, len(rope["wavelengths"]) // 10)}
-        axes[0].plot(range(len(rope["wavelengths"])), rope["wavelengths"], label=f"{bank} heads", **every, **style)
+        planes = range(len(rope["wavelengths"]))
+        label = f"{bank} heads, base {rope['base']:,.0f}"
+        axes[0].plot(planes, rope["wavelengths"], label=label, **every, **style)
+        published = 2 * math.pi / momentum.rotary_frequencies(2 * len(planes), prism.PUBLISHED_ROPE_BASES[bank])
+        label = "published bases" if bank == "noise" else None
+        axes[0].plot(planes, published, color="0.6", linestyle=":", linewidth=3, zorder=1, label=label)
         kernel = prism.rope_kernel(rope["frequencies"] * 2 * math.pi, lags)
         axes[1].plot(lags, kernel, label=bank, markevery=0.1, **style)
     axes[0].set(title="wavelength of the rotary planes", xlabel="plane", ylabel="wavelength (tokens)", yscale="log")
     axes[0].axhline(findings["max length"], color="black", linewidth=0.6, linestyle=":")
     axes[0].text(0, findings["max length"], " window", va="bottom", fontsize=8)
     axes[1].set(title="score of equal vectors", xlabel="lag (tokens)", ylabel="share of the score at lag 0")
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
@@ -245,16 +250,18 @@ def plot_fourier(findings: dict, control: dict | None = None) -> Figure:
             xlabel=f"frequency (turns in {findings['residues']} residues)",
             ylabel="share of energy",
         )
-    bars = axes[0].get_legend_handles_labels()
     ax = axes[len(labels)]
-    for found, style, label in ((findings, TRAINED, findings["name"]), (control, CONTROL, "untrained copy")):
+    for found, style in ((findings, TRAINED), (control, CONTROL)):
         if found is not None:
-            ax.plot(list(found["accuracy by k"]), list(found["accuracy by k"].values()), label=label, **style)
+            ax.plot(list(found["accuracy by k"]), list(found["accuracy by k"].values()), **style)
+    if findings["task"].startswith("add"):
+        # With the five strongest frequencies, arXiv 2603.05228.
+        ax.plot([5], [0.999], "x", color="black", markersize=9, label="published (add mod 113)")
     ax.set_xticks(list(findings["accuracy by k"]))
     ax.axhline(findings["accuracy"], color="black", linewidth=0.6, linestyle=":", label="all frequencies")
     ax.set(title="accuracy of kept frequencies", xlabel="frequencies kept", ylabel="accuracy", ylim=(-0.02, 1.05))
-    ax.legend()
-    figure.legend(*bars, loc="outside lower center", ncols=2)
+    handles, names = (above + below for above, below in zip(*(a.get_legend_handles_labels() for a in (axes[0], ax))))
+    figure.legend(handles, names, loc="outside lower center", ncols=2)
     for ax in axes[len(labels) + 1 :]:
         ax.remove()
     return figure

@@ -138,12 +138,16 @@ def rope_kernel(frequencies: Tensor, lags: Tensor) -> Tensor:
     return torch.cos(lags.double()[:, None] * frequencies.double()).mean(-1)
 
 
-def rope_bands(config) -> dict[str, dict[str, Tensor]]:
-    """Of each bank: `frequencies` in cycles a token (P,), and `wavelengths` in tokens."""
+# arXiv 2601.15540; the fields of a config may be others.
+PUBLISHED_ROPE_BASES = {"signal": 10000 * math.pi, "noise": 10000 / math.pi}
+
+
+def rope_bands(config) -> dict[str, dict[str, Tensor | float]]:
+    """Of each bank: its RoPE `base`, `frequencies` in cycles a token (P,), and `wavelengths` in tokens."""
     bands = {}
     for bank, theta in (("signal", config.signal_rope_theta), ("noise", config.noise_rope_theta)):
         frequencies = rotary_frequencies(config.head_dim, theta) / (2 * math.pi)
-        bands[bank] = {"frequencies": frequencies, "wavelengths": 1 / frequencies}
+        bands[bank] = {"base": theta, "frequencies": frequencies, "wavelengths": 1 / frequencies}
     return bands
 
 

@@ -18,7 +18,8 @@ import torch
 import transformers
 from matplotlib.figure import Figure
 
-from . import figures, figures_families
+from ..configuration_momentum import MomentumConfig
+from . import figures, figures_families, momentum
 from .reducers import HEAD_FIGURES
 from .sentences import number, opening, probability
 
@@ -103,17 +104,21 @@ def prism_section(found: dict, control: dict) -> list[Picture]:
     pictures.append(
         Picture(
             "rope_bands",
-            "What the two RoPE bases are before any training: the wavelength of each rotary plane, and the score of "
-            "two equal vectors by their distance.",
+            "What the two RoPE bases are before any training: the wavelength of each rotary plane (dotted: of the "
+            "published bases, arXiv 2601.15540), and the score of two equal vectors by their distance.",
             figures_families.plot_rope_bands(found),
         )
     )
     return pictures
 
 
+def sheared_stream(found: dict) -> str:
+    """Queries or keys, whichever are sheared; of "qk" the keys."""
+    return "queries" if found["momentum"]["streams"] == "q" else "keys"
+
+
 def momentum_section(found: dict) -> list[Picture]:
-    # Queries or keys, whichever are sheared; of "qk" the keys.
-    stream = "queries" if found["momentum"]["streams"] == "q" else "keys"
+    stream = sheared_stream(found)
     layer = next((i for i, gamma in enumerate(found["momentum"]["gammas"]) if gamma != 0), 0)
     pictures = [
         Picture(
@@ -170,6 +175,11 @@ def sections_of(found: dict, control: dict, others: Sequence[dict]) -> list[tupl
             "out, and the accuracy of the logits' strongest frequencies alone. The unembedding is read as the model "
             "uses it: a bounded one with rows of equal length."
         )
+        if found["task"].startswith("add"):
+            caption += (
+                " The cross is the accuracy that arXiv 2603.05228 gives for five frequencies of addition modulo 113: "
+                "99.9%."
+            )
         if "W_U W_out" in found:
             caption += " W_U W_out is what the neurons of the last MLP add to the logits, up to the norm between."
         sections.append(
@@ -206,12 +216,17 @@ def model_table(found: dict, control: dict, others: Sequence[dict]) -> dict:
     return {"title": "Losses", "header": header, "rows": cells}
 
 
+# What arXiv 2601.15540 says of the banks, in words alone.
+PUBLISHED_BANKS = {"distance": "signal > noise", "centroid": "signal < noise"}
+
+
 def bank_table(found: dict, control: dict) -> dict:
     """Banks by figure, trained and untrained."""
-    header = ["figure", "signal", "noise", "delta", "p (adjusted)", "untrained: signal", "noise", "delta"]
+    header = ["figure", "published", "signal", "noise", "delta", "p (adjusted)", "untrained: signal", "noise", "delta"]
     rows = []
     for name, split in found["prism"]["banks"].items():
-        row = [f"{name} ({HEAD_FIGURES[name]})", number(split["signal"]), number(split["noise"])]
+        row = [f"{name} ({HEAD_FIGURES[name]})", PUBLISHED_BANKS.get(name, "")]
+        row += [number(split["signal"]), number(split["noise"])]
         row += [
             f"{split['cliffs_delta']:+.2f}",
             probability(split["adjusted_p"]).removeprefix("p ").removeprefix("= "),
@@ -220,6 +235,32 @@ def bank_table(found: dict, control: dict) -> dict:
         row += [number(before["signal"]), number(before["noise"]), f"{before['cliffs_delta']:+.2f}"] if before else []
         rows.append(row)
     return {"title": "Signal heads against noise heads", "header": header, "rows": rows}
+
+
+def filter_table(found: dict) -> dict:
+    """
+    The shear of the layers, the first of each gamma: gamma beside that of the published law for so many layers, then
+    the formula's figures beside those of the loaded model. Its slowest plane is read, where a frequency of the content
+    is all but the one at the shear.
+    """
+    stream, gammas = sheared_stream(found), found["momentum"]["gammas"]
+    published = MomentumConfig(num_hidden_layers=len(gammas)).momentum_gamma
+    header = ["layer", "gamma", "published"]
+    for name in ("Nyquist gain", "noise gain", "lead (degrees)"):
+        header += [name, "measured"]
+    rows = []
+    for layer in figures_families.distinct_layers(gammas):
+        gamma, H = gammas[layer], found["momentum"]["measured"][stream][layer, -1]
+        # With gamma < 0 it lags.
+        lead = momentum.greatest_lead(gamma)[0] if gamma >= 0 else 0.0
+        # The mean from 0 to pi, by the trapezoid rule.
+        noise_gain = torch.trapezoid(H.abs().square()) / (len(H) - 1)
+        measured = (H[-1].abs(), noise_gain, momentum.phase(H).max())
+        formula = (abs(1 + 2 * gamma), momentum.noise_gain(gamma), lead)
+        pairs = [number(round(float(value), 4)) for pair in zip(formula, measured) for value in pair]
+        rows.append([str(layer), number(gamma), number(published), *pairs])
+    title = f"The shear on {stream}: the formula (after arXiv 2602.04902), and as measured"
+    return {"title": title, "header": header, "rows": rows}
 
 
 def to_json(value):
@@ -301,6 +342,8 @@ def write_report(found: dict, control: dict, out: str | Path, others: Sequence[d
     tables = [model_table(found, control, others)] if "loss" in found else []
     if "banks" in found.get("prism", {}):
         tables.append(bank_table(found, control))
+    if "momentum" in found:
+        tables.append(filter_table(found))
     sentences = opening(found, control)
     environment = jinja2.Environment(autoescape=True)
     template = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
