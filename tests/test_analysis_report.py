@@ -463,6 +463,8 @@ def in_browser(page, tmp_path, width):
     harness.write_text(HARNESS.replace("WIDTH", str(width)).replace("PAGE", html.escape(page)), encoding="utf-8")
     switches = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
     switches += " disable-component-update disable-sync dump-dom enable-logging=stderr virtual-time-budget=20000"
+    # Containers have little shared memory.
+    switches += " disable-dev-shm-usage"
     command = [BROWSER, *(f"--{switch}" for switch in switches.split()), f"--user-data-dir={tmp_path / str(width)}"]
     done = subprocess.run([*command, harness.as_uri()], capture_output=True, text=True, timeout=120)
     result = re.search(r'data-result="([^"]*)"', done.stdout)
