@@ -15,7 +15,7 @@ from training.experiments.induction import run as induction
 from training.experiments.induction.arms import ARMS, LearnedShiftAttention
 from training.experiments.prism_vs_baselines import run as prism_vs_baselines
 from training.experiments.recall_scaling import run as recall_scaling
-from training.experiments.small_runs import SmallRunArguments, first_step_at, run_jobs
+from training.experiments.small_runs import SmallRunArguments, at_best_rate, first_step_at, run_jobs
 
 
 def test_prism_vs_baselines(tmp_path, corpus, in_checkout, capsys):
@@ -44,14 +44,6 @@ def test_prism_vs_baselines(tmp_path, corpus, in_checkout, capsys):
 def test_a_gpu_that_is_not_there_is_refused(arguments):
     with pytest.raises(ValueError, match="`device`='cuda', but torch finds no GPU"):
         arguments(device="cuda")
-
-
-def test_an_arm_is_judged_at_the_rate_that_won_the_grid():
-    rows = [
-        {"arm": "a", "learning_rate": rate, "seed": seed, "bits_per_byte": bits}
-        for rate, seed, bits in ((1, 0, 3.0), (2, 0, 2.0), (3, 0, 2.5), (2, 1, 2.4))
-    ]
-    assert [row["bits_per_byte"] for row in prism_vs_baselines.at_best_rate(rows, "a")] == [2.0, 2.4]
 
 
 # Small runs on synthetic tasks
@@ -248,14 +240,14 @@ def test_steps_of():
     assert steps(0) == "0 [0, 0]"
 
 
-def test_small_runs_are_judged_at_the_rate_that_won_the_grid():
+def test_an_arm_is_judged_at_the_rate_that_won_the_grid():
     rows = [
-        {"arm": "a", "layers": 1, "gamma": 0.5, "learning_rate": rate, "seed": seed, "mean_accuracy": accuracy}
-        for rate, seed, accuracy in ((1, 7, 0.2), (2, 7, 0.3), (3, 7, 0.25), (2, 0, 0.1))
+        {"layers": 1, "gamma": 0.5, "learning_rate": rate, "seed": seed, "score": score}
+        for rate, seed, score in ((1, 7, 0.2), (2, 7, 0.3), (3, 7, 0.25), (2, 0, 0.1), (1, 0, 0.4))
     ]
-    rows += [{**row, "arm": "b", "layers": 2, "mean_accuracy": 1.0} for row in rows]
-    for best in (induction.at_best_rate(rows, "a"), recall_scaling.at_best_rate(rows, 1, 0.5)):
-        assert [row["mean_accuracy"] for row in best] == [0.3, 0.1]
+    rows += [{**row, "layers": 2, "score": 1} for row in rows] + [{**row, "gamma": 0, "score": 0} for row in rows]
+    for best, scores in ((max, [0.3, 0.1]), (min, [0.2, 0.4])):
+        assert [row["score"] for row in at_best_rate(rows, "score", best, layers=1, gamma=0.5)] == scores
 
 
 GRID = np.array([0.25, 0.5, 1.0, 2.0, 4.0, 8.0])

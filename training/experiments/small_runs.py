@@ -1,4 +1,4 @@
-"""What experiments on synthetic tasks share: small Momentum models, trained as stacks; a file of results a job."""
+"""What experiments share: small Momentum models, trained as stacks; a file of results a job; the best of a grid."""
 
 import json
 import multiprocessing
@@ -215,6 +215,20 @@ def first_step_at(accuracies: list[float], threshold: float, eval_steps: int) ->
     """The first tested step at which the accuracy is at least `threshold`; None: never."""
     reached = [index for index, accuracy in enumerate(accuracies) if accuracy >= threshold]
     return reached[0] * eval_steps if reached else None
+
+
+def at_best_rate(rows: list[dict], metric: str = "mean_accuracy", best: Callable = max, **arm) -> list[dict]:
+    """
+    The rows of an arm at the learning rate that won the grid, a row a seed.
+
+    Args:
+        rows (`list[dict]`): of every arm those of the grid come first, all of one seed.
+        metric (`str`): what the grid is judged by; the `best` (`max` or `min`) wins.
+        arm: keys and values that all rows of the arm have.
+    """
+    rows = [row for row in rows if all(row[key] == value for key, value in arm.items())]
+    winner = best((row for row in rows if row["seed"] == rows[0]["seed"]), key=lambda row: row[metric])
+    return [row for row in rows if row["learning_rate"] == winner["learning_rate"]]
 
 
 def _begun(file: Path) -> Path:

@@ -25,6 +25,7 @@ from training.experiments.small_runs import (
     SmallRunArguments,
     answer_loss,
     answers_of,
+    at_best_rate,
     first_step_at,
     run_jobs,
     small_momentum,
@@ -135,13 +136,6 @@ def run_arm(arguments: InductionArguments, name: str, stem: Path) -> list[dict]:
     return rows
 
 
-def at_best_rate(rows: list[dict], arm: str) -> list[dict]:
-    """The rows of `arm` at the learning rate that won the grid, a row a seed."""
-    rows = [row for row in rows if row["arm"] == arm]
-    best = max((row for row in rows if row["seed"] == rows[0]["seed"]), key=lambda row: row["mean_accuracy"])
-    return [row for row in rows if row["learning_rate"] == best["learning_rate"]]
-
-
 def steps_of(rows: list[dict], key: str) -> str:
     """Median and extremes of the steps of the seeds that got there."""
     steps = [row[key] for row in rows if row[key] is not None]
@@ -159,7 +153,7 @@ def make_table(rows: list[dict]) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for arm in dict.fromkeys(row["arm"] for row in rows):
-        best = at_best_rate(rows, arm)
+        best = at_best_rate(rows, arm=arm)
         accuracy = np.array([row["accuracy"] for row in best])
         spread = f" ± {accuracy.std(ddof=1):.3f}" if len(best) > 1 else ""
         locked = sum(row["steps_to_lock_in"] is not None for row in best)
@@ -187,7 +181,7 @@ def plot(rows: list[dict], arguments: InductionArguments, file: Path) -> None:
     for axis in axes.flat[len(arms) :]:
         axis.set_visible(False)
     for axis, arm in zip(axes.flat, arms):
-        for row in at_best_rate(rows, arm):
+        for row in at_best_rate(rows, arm=arm):
             axis.plot(np.arange(len(row["curve"])) * arguments.eval_steps, row["curve"], color="black", linewidth=0.8)
         axis.axhline(1 / arguments.num_distinct, color="grey", linestyle=":", linewidth=0.8)
         axis.set_title(arm, fontsize=9)

@@ -27,6 +27,7 @@ from scipy import stats
 from transformers import AutoConfig, HfArgumentParser
 
 from training import pretrain
+from training.experiments.small_runs import at_best_rate
 from training.flops import training_flops_per_token
 
 
@@ -93,19 +94,14 @@ def run_arms(arguments: ExperimentArguments) -> list[dict]:
     return rows
 
 
-def at_best_rate(rows: list[dict], arm: str) -> list[dict]:
-    """The rows of `arm` at the learning rate that won the grid, a row a seed."""
-    rows = [row for row in rows if row["arm"] == arm]
-    grid_seed = rows[0]["seed"]
-    best = min((row for row in rows if row["seed"] == grid_seed), key=lambda row: row["bits_per_byte"])
-    return [row for row in rows if row["learning_rate"] == best["learning_rate"]]
-
-
 def distance(rows: list[dict], arm: str) -> str:
     """Bits per byte by which Prism is above `arm`, with Welch's 95 % confidence interval over seeds."""
     if arm == "prism-tiny" or all(row["arm"] != "prism-tiny" for row in rows):
         return ""
-    prism, other = ([row["bits_per_byte"] for row in at_best_rate(rows, name)] for name in ("prism-tiny", arm))
+    prism, other = (
+        [row["bits_per_byte"] for row in at_best_rate(rows, "bits_per_byte", min, arm=name)]
+        for name in ("prism-tiny", arm)
+    )
     if min(len(prism), len(other)) < 2:
         return ""
     interval = stats.ttest_ind(prism, other, equal_var=False).confidence_interval()
@@ -126,7 +122,7 @@ def make_table(rows: list[dict], speeds: dict[str, dict]) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for arm in dict.fromkeys(row["arm"] for row in rows):
-        best = at_best_rate(rows, arm)
+        best = at_best_rate(rows, "bits_per_byte", min, arm=arm)
         bits = np.array([row["bits_per_byte"] for row in best])
         spread = f" ± {bits.std(ddof=1):.3f}" if len(bits) > 1 else ""
         config = AutoConfig.from_pretrained(f"configuration/models/{arm}")
@@ -151,7 +147,7 @@ def plot(rows: list[dict], file: Path) -> None:
         runs = [row for row in rows if row["arm"] == arm]
         grid = sorted((row["learning_rate"], row["bits_per_byte"]) for row in runs if row["seed"] == runs[0]["seed"])
         left.plot(*zip(*grid), label=arm, **style)
-        best = at_best_rate(rows, arm)
+        best = at_best_rate(rows, "bits_per_byte", min, arm=arm)
         flops = [row["training_flops_per_token"] / 1e6 for row in best]
         right.plot(flops, [row["bits_per_byte"] for row in best], **{**style, "linestyle": "none"})
     left.set(xscale="log", xlabel="peak learning rate", ylabel="validation bits per byte", title="Grid, first seed")

@@ -22,7 +22,7 @@ import numpy as np
 from scipy import stats
 from transformers import HfArgumentParser
 
-from training.experiments.small_runs import SmallRunArguments, run_jobs, small_momentum, train_stack
+from training.experiments.small_runs import SmallRunArguments, at_best_rate, run_jobs, small_momentum, train_stack
 from training.tasks.recall import draw_recall
 
 
@@ -107,13 +107,6 @@ def run_depth(arguments: RecallScalingArguments, depth: int, stem: Path) -> list
     return rows
 
 
-def at_best_rate(rows: list[dict], depth: int, gamma: float) -> list[dict]:
-    """The rows of a depth and gamma at the learning rate that won the grid, a row a seed."""
-    rows = [row for row in rows if (row["layers"], row["gamma"]) == (depth, gamma)]
-    best = max((row for row in rows if row["seed"] == rows[0]["seed"]), key=lambda row: row["mean_accuracy"])
-    return [row for row in rows if row["learning_rate"] == best["learning_rate"]]
-
-
 def find_best_gamma(gammas: np.ndarray, scores: np.ndarray) -> float:
     """
     Where the score is highest: the vertex of the parabola through the best positive gamma and its two neighbours, in
@@ -145,7 +138,10 @@ def analyse(rows: list[dict], metric: str = "mean_accuracy") -> dict:
     depths = sorted({row["layers"] for row in rows})
     gammas = np.array(sorted({row["gamma"] for row in rows if row["gamma"] > 0}))
     scores = np.array(
-        [[[row[metric] for row in at_best_rate(rows, depth, gamma)] for gamma in gammas] for depth in depths]
+        [
+            [[row[metric] for row in at_best_rate(rows, layers=depth, gamma=gamma)] for gamma in gammas]
+            for depth in depths
+        ]
     )
     best = np.array([find_best_gamma(gammas, seeds.mean(-1)) for seeds in scores])
     generator = np.random.default_rng(0)
@@ -184,7 +180,7 @@ def make_tables(rows: list[dict], analysis: dict) -> str:
     for depth in depths:
         cells = []
         for gamma in gammas:
-            best = at_best_rate(rows, depth, gamma)
+            best = at_best_rate(rows, layers=depth, gamma=gamma)
             mean, final = ([row[key] for row in best] for key in ("mean_accuracy", "accuracy"))
             spread = f" ± {np.std(mean, ddof=1):.3f}" if len(mean) > 1 else ""
             cells.append(f"{np.mean(mean):.3f}{spread} ({np.mean(final):.3f})")
@@ -216,7 +212,7 @@ def plot(rows: list[dict], analysis: dict, file: Path) -> None:
     depths = sorted({row["layers"] for row in rows})
     gammas = sorted({row["gamma"] for row in rows if row["gamma"] > 0})
     for marker, depth in zip(itertools.cycle("osD^v*"), depths):
-        seeds = [[row["mean_accuracy"] for row in at_best_rate(rows, depth, gamma)] for gamma in gammas]
+        seeds = [[row["mean_accuracy"] for row in at_best_rate(rows, layers=depth, gamma=gamma)] for gamma in gammas]
         (line,) = left.plot(
             gammas, [np.mean(values) for values in seeds], marker=marker, label=f"{depth} layer{'s' * (depth > 1)}"
         )
@@ -224,7 +220,7 @@ def plot(rows: list[dict], analysis: dict, file: Path) -> None:
             left.plot([gamma] * len(values), values, marker, color=line.get_color(), alpha=0.3, markersize=4)
         plain = [row for row in rows if row["layers"] == depth and row["gamma"] == 0]
         if plain:
-            mean = np.mean([row["mean_accuracy"] for row in at_best_rate(rows, depth, 0)])
+            mean = np.mean([row["mean_accuracy"] for row in at_best_rate(rows, layers=depth, gamma=0)])
             left.axhline(mean, color=line.get_color(), linestyle=":", linewidth=1)
     left.set(xscale="log", xlabel="gamma", ylabel="accuracy, mean over training (dotted: gamma 0)")
     left.set_xticks(gammas, [f"{gamma:g}" for gamma in gammas])
