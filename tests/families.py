@@ -13,6 +13,8 @@ import modeling_prism
 from modeling_prism.reference import momentum_logits, prism_logits, spherical_logits
 
 
+# Rounding in fp32 stays below the one; what is to be seen lies above the other.
+TOLERANCE, VISIBLE = 1e-5, 1e-3
 PAD, BOS, EOS = 0, 1, 2
 VOCAB = 99
 
@@ -150,6 +152,10 @@ CASES = [
     for variant in family.variants
 ]
 DEFAULT_CASES = [pytest.param(Case(name, "default"), id=name) for name in FAMILIES]
+UNIFORM_CASE = pytest.param(Case("spherical", "uniform"), id="spherical-uniform")
+ROUTING_CASES = [*DEFAULT_CASES, UNIFORM_CASE]
+# What they keep of the past is more than keys and values, or something else.
+STATE_CASES = [pytest.param(Case("momentum", "default"), id="momentum"), UNIFORM_CASE]
 
 
 def random_ids(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -173,6 +179,29 @@ def left_pad(documents: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]
     return ids, mask
 
 
+def right_pad(documents: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Documents (S_i,) as ids and mask (B, max S_i), padding on the right."""
+    ids = torch.nn.utils.rnn.pad_sequence(documents, batch_first=True, padding_value=PAD)
+    lengths = torch.tensor([len(document) for document in documents])
+    return ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+
+
+def scatter_padding(documents: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Documents (S_i,) as ids and mask (B, 2 max S_i), padding before, between and after the tokens."""
+    length = 2 * max(map(len, documents))
+    mask = torch.zeros(len(documents), length, dtype=torch.long)
+    generator = torch.Generator().manual_seed(1)
+    for row, document in enumerate(documents):
+        mask[row, torch.randperm(length, generator=generator)[: len(document)]] = 1
+    ids = torch.full_like(mask, PAD)
+    ids[mask.bool()] = torch.cat(documents)
+    return ids, mask
+
+
+DOCUMENTS = [random_ids(length, seed=length) for length in (11, 3, 7)]
+PADDINGS = [left_pad, right_pad, scatter_padding]
+
+
 def leaves(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Copies of a model's weights that collect gradients of their own."""
     return {name: weight.detach().clone().requires_grad_() for name, weight in model.named_parameters()}
@@ -182,3 +211,14 @@ def loss_of(logits: torch.Tensor) -> torch.Tensor:
     """A scalar that weighs every logit differently, of a size that gives gradients near 1."""
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(3))
     return (logits * weights).sum() / logits[..., 0].numel()
+
+
+def assert_near(actual, expected, **kwargs):
+    torch.testing.assert_close(actual, expected, atol=TOLERANCE, rtol=0, **kwargs)
+
+
+def logits_error(model: torch.nn.Module) -> float:
+    """The largest difference between the logits of a model and those of its family's reference."""
+    ids, family = random_ids(2, 11), FAMILIES[model.config.model_type]
+    with torch.no_grad():
+        return (model(ids).logits - family.reference_logits(model, model.config, ids)).abs().max().item()

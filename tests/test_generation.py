@@ -8,15 +8,29 @@ import random
 
 import pytest
 import torch
-from families import CASES, DEFAULT_CASES, PAD, VOCAB, Case, left_pad, positions_from_mask, random_ids
+from families import (
+    CASES,
+    DEFAULT_CASES,
+    PAD,
+    ROUTING_CASES,
+    STATE_CASES,
+    TOLERANCE,
+    VISIBLE,
+    VOCAB,
+    Case,
+    assert_near,
+    left_pad,
+    positions_from_mask,
+    random_ids,
+    right_pad,
+)
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import DynamicCache, StaticCache
-from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
+from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionCacheLayerMixin, StaticLayer
 
 from modeling_prism.routing_spherical import RunningMeanLayer
 
 
-TOLERANCE = 1e-5
-VISIBLE = 1e-3
 CACHES = {"dynamic": DynamicCache, "static": StaticCache}
 LENGTHS = (13, 5, 9)
 
@@ -311,3 +325,59 @@ def test_negative_control_generate_notices_wrong_arguments(case, broken_call, mo
 
     monkeypatch.setattr(model.model, "forward", broken)
     assert generate(model, prompts()) != expected
+
+
+@pytest.mark.parametrize("case", ROUTING_CASES)
+def test_a_conversation_in_a_batch_goes_on_from_a_kept_cache(case):
+    """The second turns follow first turns of different lengths: the mask has holes."""
+    model = generation_model(case)
+    first, second = [random_ids(n, seed=n) for n in (9, 4, 6)], [random_ids(n, seed=20 + n) for n in (2, 5, 3)]
+    expected = plain_loop(model, [torch.cat(turns) for turns in zip(first, second)], greedy)
+    (ids, mask), (more_ids, more_mask) = right_pad(first), left_pad(second)
+    for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=40)):
+        with torch.no_grad():
+            model(ids, attention_mask=mask, past_key_values=cache)
+        all_ids, all_mask = torch.cat((ids, more_ids), dim=1), torch.cat((mask, more_mask), dim=1)
+        sequences = model.generate(
+            all_ids,
+            attention_mask=all_mask,
+            past_key_values=cache,
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=None,
+            disable_compile=True,
+        )
+        assert sequences[:, all_ids.shape[1] :].tolist() == expected
+
+
+@pytest.mark.parametrize("case", ROUTING_CASES)
+@torch.no_grad()
+def test_decoding_with_a_static_cache_compiles_once(case):
+    model = case.model()
+    ids, mask = left_pad([random_ids(9), random_ids(6)])
+    expected = model(ids, attention_mask=mask, position_ids=positions_from_mask(mask), use_cache=False).logits
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    cache, pieces, bounds = StaticCache(config=model.config, max_cache_len=24), [], [0, 4, 5, 6, 7, 8, 9]
+    for start, end in zip(bounds, bounds[1:]):
+        inputs = model.prepare_inputs_for_generation(
+            ids[:, :end],
+            next_sequence_length=end - start,
+            past_key_values=cache,
+            attention_mask=mask[:, :end],
+            position_ids=positions_from_mask(mask)[:, start:end],
+        )
+        # A mask for each kind of layer, or what uniform routing needs.
+        assert isinstance(inputs["attention_mask"], dict) == any(case in param.values for param in STATE_CASES)
+        pieces.append((model if start == 0 else compiled)(**inputs).logits)
+    assert_near(torch.cat(pieces, dim=1)[mask.bool()], expected[mask.bool()])
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("case", STATE_CASES)
+def test_negative_control_beams_keep_each_others_state(case, monkeypatch):
+    model = generation_model(case)
+    expected = generate(model, prompts(), num_beams=3, use_cache=False)
+    assert generate(model, prompts(), num_beams=3) == expected
+    monkeypatch.setattr(LinearAttentionCacheLayerMixin, "reorder_cache", lambda self, beam_idx: None)
+    assert generate(model, prompts(), num_beams=3) != expected

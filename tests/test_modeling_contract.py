@@ -9,8 +9,13 @@ import torch
 from families import (
     CASES,
     DEFAULT_CASES,
+    DOCUMENTS,
     PAD,
+    PADDINGS,
+    ROUTING_CASES,
+    VISIBLE,
     VOCAB,
+    assert_near,
     left_pad,
     positions_from_mask,
     random_ids,
@@ -20,14 +25,6 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache, Trainer, TrainingArguments
 
 import modeling_prism
-
-
-TOLERANCE = 1e-5
-VISIBLE = 1e-3
-
-
-def assert_near(actual, expected, **kwargs):
-    torch.testing.assert_close(actual, expected, atol=TOLERANCE, rtol=0, **kwargs)
 
 
 def gradients(model, loss):
@@ -126,6 +123,20 @@ def test_dropout_works_in_training_only(case):
         assert (model(ids).logits - model(ids).logits).abs().max() > VISIBLE, name
 
 
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_bf16_autocast_with_padding_and_a_cache(case):
+    model = case.model()
+    ids, mask = left_pad(DOCUMENTS)
+    expected = model(ids, attention_mask=mask).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cache = DynamicCache(config=model.config)
+        first = model(ids[:, :9], attention_mask=mask[:, :9], past_key_values=cache).logits
+        rest = model(ids[:, 9:], attention_mask=mask, past_key_values=cache).logits
+    difference = (torch.cat((first, rest), dim=1).float() - expected)[mask.bool()].abs()
+    assert difference.mean() < 0.03 * expected.abs().mean() + 0.01
+
+
 # Gradient checkpointing
 
 
@@ -209,6 +220,15 @@ def test_position_ids(case):
         assert_near(logits, case.family.reference_logits(model, model.config, ids, uneven))
 
 
+# Prism leaves its masks to transformers.
+@pytest.mark.parametrize("case", [case for case in ROUTING_CASES if case.id != "prism"])
+def test_a_mask_that_does_not_cover_the_cache_is_refused(case):
+    model = case.model()
+    cache = model(random_ids(2, 5)).past_key_values
+    with pytest.raises(ValueError, match="`attention_mask` has 2 columns for 5 cached and 2 new"):
+        model(random_ids(2, 2), attention_mask=torch.tensor([[0, 1], [1, 1]]), past_key_values=cache)
+
+
 # Packed documents
 
 
@@ -265,6 +285,17 @@ def test_compile_fullgraph_with_inductor_equals_eager_forward_and_backward(case)
     assert_near(actual.logits, expected.logits)
     for name, gradient in gradients(model, actual.loss).items():
         assert_near(gradient, expected_gradients[name], msg=name)
+
+
+@pytest.mark.parametrize("case", ROUTING_CASES)
+@pytest.mark.parametrize("pad", PADDINGS)
+def test_padding_under_compile(case, pad):
+    model = case.model()
+    ids, mask = pad(DOCUMENTS)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    logits = compiled(ids, attention_mask=mask, position_ids=positions_from_mask(mask)).logits
+    for row, document in enumerate(DOCUMENTS):
+        assert_near(logits[row, mask[row].bool()], model(document[None]).logits[0])
 
 
 # Caches

@@ -8,16 +8,21 @@ import torch
 from families import (
     CASES,
     COMMON,
-    PAD,
+    DOCUMENTS,
+    TOLERANCE,
+    VISIBLE,
     Case,
+    assert_near,
     leaves,
     left_pad,
+    logits_error,
     loss_of,
     positions_from_mask,
     random_ids,
+    right_pad,
+    scatter_padding,
 )
 from test_generation import generate, generation_model, greedy, plain_loop, prompts
-from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
@@ -34,23 +39,11 @@ from modeling_prism import MomentumConfig, MomentumForCausalLM, MomentumForSeque
 
 MOMENTUM_CASES = [case for case in CASES if case.id.startswith("momentum-")]
 DEFAULT = Case("momentum", "default")
-TOLERANCE = 1e-5
-VISIBLE = 1e-3
 LLAMA = {**COMMON, "num_attention_heads": 4}
 CACHES = {
     "dynamic": lambda model: DynamicCache(config=model.config),
     "static": lambda model: StaticCache(config=model.config, max_cache_len=24),
 }
-
-
-def assert_near(actual, expected, **kwargs):
-    torch.testing.assert_close(actual, expected, atol=TOLERANCE, rtol=0, **kwargs)
-
-
-def logits_error(model, seed=0):
-    ids = random_ids(2, 11, seed=seed)
-    with torch.no_grad():
-        return (model(ids).logits - reference.momentum_logits(model, model.config, ids)).abs().max().item()
 
 
 # The equations
@@ -221,27 +214,6 @@ def test_published_gammas():
 # Where a sequence starts
 
 
-DOCUMENTS = [random_ids(length, seed=length) for length in (11, 3, 7)]
-
-
-def right_pad(documents):
-    ids = torch.nn.utils.rnn.pad_sequence(documents, batch_first=True, padding_value=PAD)
-    lengths = torch.tensor([len(document) for document in documents])
-    return ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-
-
-def scatter_padding(documents):
-    """Padding before, between and after the tokens."""
-    length = 2 * max(map(len, documents))
-    mask = torch.zeros(len(documents), length, dtype=torch.long)
-    generator = torch.Generator().manual_seed(1)
-    for row, document in enumerate(documents):
-        mask[row, torch.randperm(length, generator=generator)[: len(document)]] = 1
-    ids = torch.full_like(mask, PAD)
-    ids[mask.bool()] = torch.cat(documents)
-    return ids, mask
-
-
 # Without position ids, rotary distances count the padding between tokens: there is nothing to compare with.
 @pytest.mark.parametrize(
     "pad, positions",
@@ -290,17 +262,6 @@ def test_documents_told_apart_by_a_mask_of_four_dimensions():
     assert_near(model(ids, position_ids=positions, attention_mask=allowed[None, None]).logits, expected)
     additive = torch.zeros(11, 11).masked_fill(~allowed, torch.finfo(torch.float).min)
     assert_near(model(ids, position_ids=positions, attention_mask=additive[None, None]).logits, expected)
-
-
-@pytest.mark.parametrize("pad", [left_pad, right_pad, scatter_padding])
-def test_padding_under_compile(pad):
-    model = DEFAULT.model()
-    ids, mask = pad(DOCUMENTS)
-    positions = positions_from_mask(mask)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    logits = compiled(ids, attention_mask=mask, position_ids=positions).logits
-    for row, document in enumerate(DOCUMENTS):
-        assert_near(logits[row, mask[row].bool()], model(document[None]).logits[0])
 
 
 # The state
@@ -405,14 +366,6 @@ def test_cropping_restores_the_state():
         model(ids[:, 3:], past_key_values=cache)
 
 
-def test_negative_control_beams_keep_each_others_state(monkeypatch):
-    model = generation_model(DEFAULT)
-    expected = generate(model, prompts(), num_beams=3, use_cache=False)
-    assert generate(model, prompts(), num_beams=3) == expected
-    monkeypatch.setattr(LinearAttentionCacheLayerMixin, "reorder_cache", lambda self, beam_idx: None)
-    assert generate(model, prompts(), num_beams=3) != expected
-
-
 def test_negative_control_the_state_is_not_cropped(monkeypatch):
     def keep_the_last(self, tokens_to_remove):
         for index, state in self.conv_states.items():
@@ -433,65 +386,6 @@ def test_assisted_by_llama_and_assisting_llama(tmp_path):
     for model, assistant in ((llama, momentum), (momentum, llama)):
         expected = plain_loop(model, prompts(9), greedy)
         assert generate(model, prompts(9), assistant_model=assistant) == expected
-
-
-def test_a_conversation_in_a_batch_goes_on_from_a_kept_cache():
-    """The second turns follow first turns of different lengths: the mask has holes."""
-    model = generation_model(DEFAULT)
-    first, second = [random_ids(n, seed=n) for n in (9, 4, 6)], [random_ids(n, seed=20 + n) for n in (2, 5, 3)]
-    expected = plain_loop(model, [torch.cat(turns) for turns in zip(first, second)], greedy)
-    (ids, mask), (more_ids, more_mask) = right_pad(first), left_pad(second)
-    for make_cache in (CACHES["dynamic"], lambda model: StaticCache(config=model.config, max_cache_len=40)):
-        cache = make_cache(model)
-        with torch.no_grad():
-            model(ids, attention_mask=mask, past_key_values=cache)
-        all_ids, all_mask = torch.cat((ids, more_ids), dim=1), torch.cat((mask, more_mask), dim=1)
-        sequences = model.generate(
-            all_ids,
-            attention_mask=all_mask,
-            past_key_values=cache,
-            max_new_tokens=12,
-            do_sample=False,
-            eos_token_id=None,
-            disable_compile=True,
-        )
-        assert sequences[:, all_ids.shape[1] :].tolist() == expected
-
-
-@torch.no_grad()
-def test_decoding_with_a_static_cache_compiles_once():
-    model = DEFAULT.model()
-    ids, mask = left_pad([random_ids(9), random_ids(6)])
-    expected = model(ids, attention_mask=mask, position_ids=positions_from_mask(mask), use_cache=False).logits
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(model, fullgraph=True, backend=counter)
-    cache, pieces, bounds = CACHES["static"](model), [], [0, 4, 5, 6, 7, 8, 9]
-    for start, end in zip(bounds, bounds[1:]):
-        inputs = model.prepare_inputs_for_generation(
-            ids[:, :end],
-            next_sequence_length=end - start,
-            past_key_values=cache,
-            attention_mask=mask[:, :end],
-            position_ids=positions_from_mask(mask)[:, start:end],
-        )
-        assert isinstance(inputs["attention_mask"], dict)
-        pieces.append((model if start == 0 else compiled)(**inputs).logits)
-    assert_near(torch.cat(pieces, dim=1)[mask.bool()], expected[mask.bool()])
-    assert counter.frame_count == 1
-
-
-@pytest.mark.parametrize("case", MOMENTUM_CASES)
-@torch.no_grad()
-def test_bf16_autocast_with_padding_and_a_cache(case):
-    model = case.model()
-    ids, mask = left_pad(DOCUMENTS)
-    expected = model(ids, attention_mask=mask).logits
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        cache = DynamicCache(config=model.config)
-        first = model(ids[:, :9], attention_mask=mask[:, :9], past_key_values=cache).logits
-        rest = model(ids[:, 9:], attention_mask=mask, past_key_values=cache).logits
-    difference = (torch.cat((first, rest), dim=1).float() - expected)[mask.bool()].abs()
-    assert difference.mean() < 0.03 * expected.abs().mean() + 0.01
 
 
 # Refusals
@@ -569,11 +463,3 @@ def test_modes_that_lose_the_state_are_refused():
         model.generate_batch([[5, 6, 7]])
     with pytest.raises(ValueError, match="position_ids"):
         model(random_ids(1, 5), cu_seq_lens_q=torch.tensor([0, 2, 5]))
-
-
-def test_a_mask_that_does_not_cover_the_cache_is_refused():
-    model = DEFAULT.model()
-    cache = model(random_ids(2, 5)).past_key_values
-    mask = torch.tensor([[0, 1], [1, 1]])
-    with pytest.raises(ValueError, match="`attention_mask` has 2 columns for 5 cached and 2 new"):
-        model(random_ids(2, 2), attention_mask=mask, past_key_values=cache)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from families import CASES, COMMON, Case, leaves, loss_of, random_ids
+from families import CASES, COMMON, TOLERANCE, Case, assert_near, leaves, logits_error, loss_of, random_ids
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from modeling_prism import PrismConfig, PrismForCausalLM, PrismForSequenceClassification, PrismModel, reference
@@ -17,13 +17,6 @@ from modeling_prism.modeling_prism import PrismAttention, PrismRotaryEmbedding
 PRISM_CASES = [case for case in CASES if case.id.startswith("prism-")]
 DEFAULT = Case("prism", "default")
 UNEVEN = Case("prism", "uneven")
-TOLERANCE = 1e-5
-
-
-def logits_error(model, seed=0):
-    ids = random_ids(2, 11, seed=seed)
-    with torch.no_grad():
-        return (model(ids).logits - reference.prism_logits(model, model.config, ids)).abs().max().item()
 
 
 # The equations
@@ -39,10 +32,10 @@ def test_logits_and_gradients_equal_the_reference(case, attn_implementation):
     logits = model(ids).logits
     loss_of(logits).backward()
 
-    torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
+    assert_near(logits, expected)
     for name, parameter in model.named_parameters():
         assert weights[name].grad.abs().max() > 1e-2, f"the test cannot see an error in {name}"
-        torch.testing.assert_close(parameter.grad, weights[name].grad, atol=TOLERANCE, rtol=0, msg=name)
+        assert_near(parameter.grad, weights[name].grad, msg=name)
 
 
 @pytest.mark.parametrize("case", PRISM_CASES[:2])
@@ -76,7 +69,7 @@ def test_one_attention_equals_the_reference_at_any_positions():
     actual = attention(z[None], position_embeddings=rotary, attention_mask=mask)[0][0]
     thetas = config.signal_rope_theta, config.noise_rope_theta
     expected = reference.prism_attention(z, attention.dictionary.weight, 4, 6, thetas, 0.4, 2, positions)
-    torch.testing.assert_close(actual, expected, atol=TOLERANCE, rtol=0)
+    assert_near(actual, expected)
 
 
 def rotated_values(h, theta, position_ids):
@@ -252,7 +245,7 @@ def test_set_noise_coefficient_survives_saving(tmp_path, through):
     model.save_pretrained(tmp_path)
     loaded = PrismForCausalLM.from_pretrained(tmp_path)
     assert loaded.config.noise_coefficient == 0.03
-    torch.testing.assert_close(loaded(ids).logits, model(ids).logits, atol=TOLERANCE, rtol=0)
+    assert_near(loaded(ids).logits, model(ids).logits)
     assert (loaded(ids).logits - before).abs().max() > 100 * TOLERANCE
 
 
@@ -282,7 +275,7 @@ def test_set_noise_coefficient_does_not_recompile():
         for value in (0.4, 0.01, 0.055, 0.1):
             model.set_noise_coefficient(value)
             seen.append(compiled(ids).logits)
-            torch.testing.assert_close(seen[-1], model(ids).logits, atol=TOLERANCE, rtol=0)
+            assert_near(seen[-1], model(ids).logits)
         assert counter.frame_count == 1
         assert (seen[0] - seen[1]).abs().max() > 100 * TOLERANCE
         # The counter does count: another dtype has to be compiled.
@@ -315,7 +308,7 @@ def test_lambda_zero_is_the_signal_heads_alone():
     with torch.no_grad():
         # With the rows of the noise heads gone, nothing changes.
         attention.dictionary.weight[4 * 16 :] = 0
-    torch.testing.assert_close(run(), signal, atol=TOLERANCE, rtol=0)
+    assert_near(run(), signal)
     with torch.no_grad():
         attention.dictionary.weight[:16] = 0
     assert (run() - signal).abs().max() > 100 * TOLERANCE
@@ -463,7 +456,7 @@ def test_offloaded_layers_compute_the_same(tmp_path):
     assert offloaded.model.layers[0].self_attn.dictionary.weight.is_meta
     input_ids = random_ids(2, 11)
     with torch.no_grad():
-        torch.testing.assert_close(offloaded(input_ids).logits, model(input_ids).logits, atol=TOLERANCE, rtol=0)
+        assert_near(offloaded(input_ids).logits, model(input_ids).logits)
 
 
 def test_an_adapter_around_the_dictionary_sees_both_uses():

@@ -4,11 +4,24 @@ import math
 
 import pytest
 import torch
-from families import CASES, COMMON, PAD, Case, leaves, left_pad, loss_of, positions_from_mask, random_ids
+from families import (
+    CASES,
+    COMMON,
+    DOCUMENTS,
+    PADDINGS,
+    TOLERANCE,
+    VISIBLE,
+    Case,
+    assert_near,
+    leaves,
+    left_pad,
+    logits_error,
+    loss_of,
+    positions_from_mask,
+    random_ids,
+)
 from test_generation import generate, generation_model, greedy, plain_loop, prompts
-from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import DynamicCache, LlamaConfig, QuantizedCache, StaticCache
-from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from modeling_prism import SphericalConfig, SphericalForCausalLM, SphericalModel, reference
 from modeling_prism.routing_spherical import RunningMeanLayer, running_sum
@@ -18,23 +31,11 @@ SPHERICAL_CASES = [case for case in CASES if case.id.startswith("spherical-")]
 SPHERE_CASES = [case for case in SPHERICAL_CASES if case.values[0].config().residual_norm == "sphere"]
 UNIFORM_CASES = [case for case in SPHERICAL_CASES if "uniform" in case.id]
 DEFAULT, UNIFORM = Case("spherical", "default"), Case("spherical", "uniform")
-TOLERANCE = 1e-5
-VISIBLE = 1e-3
 SIZES = {**COMMON, "num_attention_heads": 4}
 CACHES = {
     "dynamic": lambda model: DynamicCache(config=model.config),
     "static": lambda model: StaticCache(config=model.config, max_cache_len=24),
 }
-
-
-def assert_near(actual, expected, **kwargs):
-    torch.testing.assert_close(actual, expected, atol=TOLERANCE, rtol=0, **kwargs)
-
-
-def logits_error(model, seed=0):
-    ids = random_ids(2, 11, seed=seed)
-    with torch.no_grad():
-        return (model(ids).logits - reference.spherical_logits(model, model.config, ids)).abs().max().item()
 
 
 # The equations
@@ -302,28 +303,6 @@ def zero_scores(case):
     return uniform, softmax
 
 
-def right_pad(documents):
-    ids = torch.nn.utils.rnn.pad_sequence(documents, batch_first=True, padding_value=PAD)
-    lengths = torch.tensor([len(document) for document in documents])
-    return ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-
-
-def scatter_padding(documents):
-    """Padding before, between and after the tokens."""
-    length = 2 * max(map(len, documents))
-    mask = torch.zeros(len(documents), length, dtype=torch.long)
-    generator = torch.Generator().manual_seed(1)
-    for row, document in enumerate(documents):
-        mask[row, torch.randperm(length, generator=generator)[: len(document)]] = 1
-    ids = torch.full_like(mask, PAD)
-    ids[mask.bool()] = torch.cat(documents)
-    return ids, mask
-
-
-DOCUMENTS = [random_ids(length, seed=length) for length in (11, 3, 7)]
-PADDINGS = [left_pad, right_pad, scatter_padding]
-
-
 @pytest.mark.parametrize("case", UNIFORM_CASES)
 def test_uniform_routing_is_softmax_of_zero_scores(case):
     uniform, softmax = zero_scores(case)
@@ -383,17 +362,6 @@ def test_other_documents_have_no_influence(case):
         changed = torch.where(others[:, None], torch.full_like(embeds, 1e9), embeds)
         logits = model(inputs_embeds=changed, position_ids=positions).logits
         assert_near(logits.split(lengths, dim=1)[index], part)
-
-
-@pytest.mark.parametrize("pad", PADDINGS)
-@pytest.mark.parametrize("case", UNIFORM_CASES)
-def test_padding_under_compile(case, pad):
-    model = case.model()
-    ids, mask = pad(DOCUMENTS)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    logits = compiled(ids, attention_mask=mask, position_ids=positions_from_mask(mask)).logits
-    for row, document in enumerate(DOCUMENTS):
-        assert_near(logits[row, mask[row].bool()], model(document[None]).logits[0])
 
 
 def test_a_short_document_late_in_a_long_row_keeps_its_precision():
@@ -518,14 +486,6 @@ def test_rows_of_a_cache_are_repeated_and_selected():
         model(ids[:, 6:], past_key_values=cache)
 
 
-def test_negative_control_beams_keep_each_others_state(monkeypatch):
-    model = generation_model(UNIFORM)
-    expected = generate(model, prompts(), num_beams=3, use_cache=False)
-    assert generate(model, prompts(), num_beams=3) == expected
-    monkeypatch.setattr(LinearAttentionCacheLayerMixin, "reorder_cache", lambda self, beam_idx: None)
-    assert generate(model, prompts(), num_beams=3) != expected
-
-
 def test_negative_control_the_state_is_not_cropped(monkeypatch):
     def keep_the_last(self, tokens_to_remove):
         self.cumulative_length -= abs(tokens_to_remove)
@@ -546,66 +506,6 @@ def test_negative_control_the_state_is_not_cropped(monkeypatch):
 def test_assisted_by_the_other_routing(case, assistant):
     model, assistant = generation_model(case), assistant.model(seed=3, tie_word_embeddings=False)
     assert generate(model, prompts(9), assistant_model=assistant) == plain_loop(model, prompts(9), greedy)
-
-
-@pytest.mark.parametrize("case", [DEFAULT, UNIFORM], ids=["softmax", "uniform"])
-def test_a_conversation_in_a_batch_goes_on_from_a_kept_cache(case):
-    """The second turns follow first turns of different lengths: the mask has holes."""
-    model = generation_model(case)
-    first, second = [random_ids(n, seed=n) for n in (9, 4, 6)], [random_ids(n, seed=20 + n) for n in (2, 5, 3)]
-    expected = plain_loop(model, [torch.cat(turns) for turns in zip(first, second)], greedy)
-    (ids, mask), (more_ids, more_mask) = right_pad(first), left_pad(second)
-    for make_cache in (CACHES["dynamic"], lambda model: StaticCache(config=model.config, max_cache_len=40)):
-        cache = make_cache(model)
-        with torch.no_grad():
-            model(ids, attention_mask=mask, past_key_values=cache)
-        all_ids, all_mask = torch.cat((ids, more_ids), dim=1), torch.cat((mask, more_mask), dim=1)
-        sequences = model.generate(
-            all_ids,
-            attention_mask=all_mask,
-            past_key_values=cache,
-            max_new_tokens=12,
-            do_sample=False,
-            eos_token_id=None,
-            disable_compile=True,
-        )
-        assert sequences[:, all_ids.shape[1] :].tolist() == expected
-
-
-@pytest.mark.parametrize("case", [DEFAULT, UNIFORM], ids=["softmax", "uniform"])
-@torch.no_grad()
-def test_decoding_with_a_static_cache_compiles_once(case):
-    model = case.model()
-    ids, mask = left_pad([random_ids(9), random_ids(6)])
-    expected = model(ids, attention_mask=mask, position_ids=positions_from_mask(mask), use_cache=False).logits
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(model, fullgraph=True, backend=counter)
-    cache, pieces, bounds = CACHES["static"](model), [], [0, 4, 5, 6, 7, 8, 9]
-    for start, end in zip(bounds, bounds[1:]):
-        inputs = model.prepare_inputs_for_generation(
-            ids[:, :end],
-            next_sequence_length=end - start,
-            past_key_values=cache,
-            attention_mask=mask[:, :end],
-            position_ids=positions_from_mask(mask)[:, start:end],
-        )
-        pieces.append((model if start == 0 else compiled)(**inputs).logits)
-    assert_near(torch.cat(pieces, dim=1)[mask.bool()], expected[mask.bool()])
-    assert counter.frame_count == 1
-
-
-@pytest.mark.parametrize("case", SPHERICAL_CASES)
-@torch.no_grad()
-def test_bf16_autocast_with_padding_and_a_cache(case):
-    model = case.model()
-    ids, mask = left_pad(DOCUMENTS)
-    expected = model(ids, attention_mask=mask).logits
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        cache = CACHES["dynamic"](model)
-        first = model(ids[:, :9], attention_mask=mask[:, :9], past_key_values=cache).logits
-        rest = model(ids[:, 9:], attention_mask=mask, past_key_values=cache).logits
-    difference = (torch.cat((first, rest), dim=1).float() - expected)[mask.bool()].abs()
-    assert difference.mean() < 0.03 * expected.abs().mean() + 0.01
 
 
 # Positions
@@ -697,11 +597,3 @@ def test_modes_that_uniform_routing_does_not_know_are_refused():
         model(random_ids(1, 5), attention_mask=torch.ones(5, 5, dtype=torch.bool).tril()[None, None])
     with pytest.raises(ValueError, match="position_ids"):
         model(random_ids(1, 5), cu_seq_lens_q=torch.tensor([0, 2, 5]))
-
-
-@pytest.mark.parametrize("case", [DEFAULT, UNIFORM], ids=["softmax", "uniform"])
-def test_a_mask_that_does_not_cover_the_cache_is_refused(case):
-    model = case.model()
-    cache = model(random_ids(2, 5)).past_key_values
-    with pytest.raises(ValueError, match="`attention_mask` has 2 columns for 5 cached and 2 new"):
-        model(random_ids(2, 2), attention_mask=torch.tensor([[0, 1], [1, 1]]), past_key_values=cache)
