@@ -129,6 +129,16 @@ def test_the_read_out_is_the_full_model(arm):
     assert (read_out(input_ids[:, [1, 0]]) - full).abs().max() > 1e-3
 
 
+def test_a_read_out_of_answers_only_has_no_logit_for_equals():
+    input_ids, answers = make_table("addition", 11)
+    arguments = run.GrokkingArguments(modulus=11)
+    whole, only = (run.build(arguments, arm, seed=1) for arm in ("sphere", "sphere-answers-only"))
+    torch.testing.assert_close(only(input_ids[:, :2]), whole(input_ids[:, :2])[:, :11], rtol=0, atol=0)
+    only_loss, loss = (run.read_out_loss(model, input_ids[:, :2], answers) for model in (only, whole))
+    assert only_loss < loss - 0.01
+    assert run.check_spectrum(only, input_ids[:, :2], answers) == run.check_spectrum(whole, input_ids[:, :2], answers)
+
+
 def test_published_sizes():
     arguments = run.GrokkingArguments()
     counts = {arm: sum(value.numel() for value in run.build(arguments, arm, 1).parameters()) for arm in ARMS}

@@ -5,7 +5,8 @@ LAYER_NORM = {"residual_norm": "layer_norm", "bounded_unembedding": False}
 RMS_NORM = {"residual_norm": "rms_norm", "bounded_unembedding": False}
 UNIFORM = {"attention_routing": "uniform"}
 
-# Fields of SphericalConfig, and AdamW's `weight_decay` (default 1) and `beta2` (default: the command's).
+# Fields of SphericalConfig; AdamW's `weight_decay` (default 1) and `beta2` (default: the command's); `answers_only`, as
+# published, instead of a causal LM's one logit more, that of "=".
 ARMS = {
     # As published
     "sphere-wd0": {**SPHERE, "weight_decay": 0.0},
@@ -29,6 +30,7 @@ ARMS = {
     "sphere-wd0-beta2-0.98": {**SPHERE, "weight_decay": 0.0, "beta2": 0.98},
     "uniform-sphere-wd0-beta2-0.98": {**SPHERE, **UNIFORM, "weight_decay": 0.0, "beta2": 0.98},
     "uniform-layer_norm-beta2-0.98": {**LAYER_NORM, **UNIFORM, "beta2": 0.98},
+    "sphere-answers-only": {**SPHERE, "answers_only": True},
     "sphere-wd0-tau-5": {**SPHERE, "logit_scale": 5.0, "weight_decay": 0.0},
     "sphere-wd0-tau-20": {**SPHERE, "logit_scale": 20.0, "weight_decay": 0.0},
     "sphere-wd0-tau-40": {**SPHERE, "logit_scale": 40.0, "weight_decay": 0.0},
@@ -54,6 +56,7 @@ COMPARISONS = {
     ("sphere-wd0-beta2-0.98", "sphere-wd0"): "beta2 0.98",
     ("uniform-sphere-wd0-beta2-0.98", "uniform-sphere-wd0"): "beta2 0.98, uniform attention",
     ("uniform-layer_norm-beta2-0.98", "uniform-layer_norm"): "beta2 0.98, uniform LayerNorm",
+    ("sphere-answers-only", "sphere"): 'no logit for "="',
     ("sphere-wd0-tau-5", "sphere-wd0"): "tau 5 for 10",
     ("sphere-wd0-tau-20", "sphere-wd0"): "tau 20 for 10",
     ("sphere-wd0-tau-40", "sphere-wd0"): "tau 40 for 10",

@@ -18,15 +18,17 @@ class ReadOut(nn.Module):
     Shapes: B pairs, V vocab_size, d hidden_size, H heads, D head width.
     """
 
-    def __init__(self, causal_lm: SphericalForCausalLM):
+    def __init__(self, causal_lm: SphericalForCausalLM, answers_only: bool = False):
         super().__init__()
         config = causal_lm.config
         if config.num_hidden_layers != 1:
             raise ValueError(f"`causal_lm` must have one layer, got {config.num_hidden_layers}: later ones read more.")
         self.causal_lm = causal_lm
+        # As published: "=" is no class. A causal LM has a logit for it.
+        self.num_classes = config.vocab_size - 1 if answers_only else config.vocab_size
 
     def forward(self, pairs: torch.Tensor) -> torch.Tensor:
-        """`pairs` (B, 2), the numbers a and b -> logits (B, V)."""
+        """`pairs` (B, 2), the numbers a and b -> logits (B, V), or (B, V - 1) with `answers_only`."""
         model = self.causal_lm.model
         layer = model.layers[0]
         attention = layer.self_attn
@@ -55,4 +57,4 @@ class ReadOut(nn.Module):
 
         hidden_states = layer.attention_norm(streams[2] + attention.o_proj(mixed.flatten(1)))
         hidden_states = layer.mlp_norm(hidden_states + layer.mlp(hidden_states))
-        return self.causal_lm.lm_head(hidden_states)
+        return self.causal_lm.lm_head(hidden_states)[:, : self.num_classes]

@@ -105,11 +105,12 @@ class GrokkingArguments:
 
 def build(arguments: GrokkingArguments, arm: str, seed: int) -> ReadOut:
     """The published one-layer model of an arm before training."""
-    fields = {key: value for key, value in ARMS[arm].items() if key not in ("weight_decay", "beta2")}
+    apart = ("weight_decay", "beta2", "answers_only")
+    fields = {key: value for key, value in ARMS[arm].items() if key not in apart}
     size = 120 if arguments.table == "s5" else arguments.modulus
     config = SphericalConfig(vocab_size=size + 1, max_position_embeddings=3, **fields)
     torch.manual_seed(seed)
-    return ReadOut(SphericalForCausalLM(config))
+    return ReadOut(SphericalForCausalLM(config), ARMS[arm].get("answers_only", False))
 
 
 def chunk_size(device: str) -> int | None:
@@ -140,8 +141,8 @@ def check_spectrum(model: ReadOut, pairs: torch.Tensor, answers: torch.Tensor) -
     logits that the five strongest frequencies hold, and the accuracy with those and frequency 0 kept.
     """
     with torch.no_grad():
-        logits = model(pairs)[:, :-1]
         causal_lm = model.causal_lm
+        logits = model(pairs)[:, : causal_lm.config.vocab_size - 1]
         through = causal_lm.lm_head.weight[:-1] @ causal_lm.model.layers[0].mlp.down_proj.weight
     spectra = {"unembedding": fourier_energies(through), "logits": fourier_energies(logits, dim=-1)}
     by_top_k = accuracy_by_top_k(logits, answers, (1, 3, 5, 10))
