@@ -5,8 +5,8 @@ LAYER_NORM = {"residual_norm": "layer_norm", "bounded_unembedding": False}
 RMS_NORM = {"residual_norm": "rms_norm", "bounded_unembedding": False}
 UNIFORM = {"attention_routing": "uniform"}
 
-# Fields of SphericalConfig; AdamW's `weight_decay` (default 1) and `beta2` (default: the command's); `answers_only`, as
-# published, instead of a causal LM's one logit more, that of "=".
+# Fields of SphericalConfig; AdamW's `weight_decay` (default 1) and `beta2` (default: the command's); `answers_only`:
+# as published, a causal LM's logit of "=" is left out.
 ARMS = {
     # As published
     "sphere-wd0": {**SPHERE, "weight_decay": 0.0},
