@@ -92,11 +92,18 @@ def test_centroid_of_a_cosine_is_its_frequency(f):
 
 
 @pytest.mark.parametrize("num_points", [S, S + 5, 64])
-def test_spectrum_keeps_the_energy_and_ignores_padding(num_points):
+def test_spectrum_of_each_query_counts_once_and_ignores_padding(num_points):
     A = random_map(2, 3, S, S)
     energies, frequencies = heads.attention_spectrum(A, num_points=num_points)
     assert energies.shape == (3, num_points // 2 + 1) and frequencies.shape == (num_points // 2 + 1,)
-    assert torch.allclose(energies.sum(-1), A.square().sum(-1).mean((0, 2)), atol=1e-5)
+    assert torch.allclose(energies.sum(-1), torch.ones(3), atol=1e-5)
+    # The centroid is the mean of those of the queries, however evenly each one spreads.
+    A[:, :, ::2] = torch.eye(S)[::2]
+    energies, frequencies = heads.attention_spectrum(A, num_points=num_points)
+    alone = [heads.attention_spectrum(A[:, :, t : t + 1].expand(A.shape), num_points=num_points)[0] for t in range(S)]
+    centroids = torch.stack([heads.spectral_centroid(query, frequencies) for query in alone])
+    assert torch.allclose(heads.spectral_centroid(energies, frequencies), centroids.mean(0), atol=1e-6)
+    assert centroids[0::2].sub(0.25).abs().max() < 0.02 and centroids[-1].max() < 0.2
     valid = torch.ones(2, S, dtype=torch.bool)
     valid[1] = False
     alone, _ = heads.attention_spectrum(A[:1], num_points=num_points)

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from scipy import stats
 from transformers import AutoModelForCausalLM
 
 from modeling_prism import PrismConfig, PrismForCausalLM
-from modeling_prism.analysis import heads, untrained_copy
+from modeling_prism.analysis import heads, momentum, prism, untrained_copy
 from modeling_prism.analysis.collect import Batch
 from training import pretrain
 from training.data import DataArguments, load_texts, train_tokenizer
@@ -25,7 +24,6 @@ from training.experiments.head_specialisation.effects import (
     Effect,
     bank_figure,
     effect_of,
-    interval_of_difference,
     interval_of_mean,
 )
 
@@ -89,9 +87,9 @@ def test_the_first_token_is_taken_away():
     assert rest.input_ids.shape == rest.valid.shape == (1, 3)
     distance = heads.attention_distance(rest.attentions[0])[0, 0]
     torch.testing.assert_close(distance, torch.tensor([0, 0.25, 0.25 * 2 + 0.25]))
-    # All attention on the first token leaves none.
+    # All attention on the first token leaves none, which is not the greatest distance.
     A[..., 3, :] = torch.tensor([1.0, 0, 0, 0])
-    assert measure.without_first_token(batch_of(A)).attentions[0][0, 0, 2].tolist() == [0, 0, 0]
+    assert measure.without_first_token(batch_of(A)).attentions[0][0, 0, 2].tolist() == [0, 0, 1]
 
 
 def test_distance_without_the_first_token_does_not_see_the_sink():
@@ -129,6 +127,8 @@ def test_figures_are_those_of_the_maps():
         distance, entropy = heads.attention_distance(maps).mean((1, 3)), heads.attention_entropy(maps).mean((1, 3))
         torch.testing.assert_close(torch.tensor(measured[f"distance{name}"]), distance, rtol=2e-3, atol=1e-4)
         torch.testing.assert_close(torch.tensor(measured[f"entropy{name}"]), entropy, rtol=2e-3, atol=1e-4)
+        centroid = heads.spectral_centroid(*heads.attention_spectrum(maps, num_points=40))
+        torch.testing.assert_close(torch.tensor(measured[f"centroid{name}"]), centroid, rtol=2e-3, atol=1e-4)
     lags = heads.attention_by_lag(A)
     for bank, part in enumerate((lags[:, :2], lags[:, 2:])):
         edges = [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40]
@@ -151,6 +151,58 @@ def test_windows_are_the_beginnings_of_long_texts():
         measure.choose_windows(tokenizer, ["Too short."], 32, 4)
 
 
+def test_banks_with_equal_bases_and_exchanged_weights_are_exchanged():
+    """The negative control of `equal_bases`: only weights tell the banks apart; with two bases, more does."""
+    torch.manual_seed(0)
+    config = PrismConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=4,
+        signal_rope_theta=1000.0, noise_rope_theta=10.0, initializer_range=1.0,
+    )  # fmt: skip
+    model = PrismForCausalLM(config).eval()
+    # Scores that matter.
+    model.model.layers[0].self_attn.dictionary.weight.data *= 6
+    exchanged = PrismForCausalLM(config).eval()
+    exchanged.load_state_dict(model.state_dict())
+    dictionary = exchanged.model.layers[0].self_attn.dictionary.weight
+    dictionary.data = dictionary.data.roll(len(dictionary) // 2, 0)
+    windows = list(torch.randint(50, (3, 40)))
+
+    def distances(model):
+        return torch.tensor(measure.measure_heads(model, windows)["distance"])[0]
+
+    with measure.equal_bases(model), measure.equal_bases(exchanged):
+        equal = distances(model)
+        torch.testing.assert_close(distances(exchanged), equal.roll(2), rtol=1e-3, atol=1e-3)
+    assert model.model.rotary_emb.thetas == [1000.0, 10.0]
+    assert (distances(exchanged) - distances(model).roll(2)).abs().max() > 0.05
+    assert (distances(model) - equal).abs().max() > 0.05
+
+
+def test_noise_heads_that_are_not_heard_only_decay(command, tmp_path):
+    """lambda 0, three steps of AdamW: rows of noise heads are the initial ones times (1 - lr * wd) a step."""
+    command(arms="lambda-0")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / "lambda-0-seed0")
+    start = untrained_copy(model, 0)
+    ratios = []
+    for layer, before in zip(model.model.layers, start.model.layers):
+        signal, noise = (layer.self_attn.dictionary.weight / before.self_attn.dictionary.weight).detach().chunk(2)
+        ratios.append(noise)
+        assert (signal - 1).abs().max() > 0.01
+    ratios = torch.cat(ratios)
+    assert 0.99 < ratios.mean() < 1 and ratios.std() < 1e-5
+
+
+def test_what_the_readme_says_of_the_construction():
+    """Its table: the RoPE kernel by base, and the distance of a query that sees 256 equal vectors."""
+    lines = Path("training/experiments/head_specialisation/README.md").read_text(encoding="utf-8").splitlines()
+    first = next(index for index, line in enumerate(lines) if line.startswith("| base |"))
+    for line, base in zip(lines[first + 2 :], (10000 * math.pi, 10000, 10000 / math.pi)):
+        kernel = prism.rope_kernel(momentum.rotary_frequencies(64, base), torch.arange(256))
+        distances = [(torch.softmax(score * kernel, 0) * torch.arange(256)).sum() for score in (2, 4, 8)]
+        expected = [f"{kernel[lag]:.2f}" for lag in (1, 16, 64, 128)] + [f"{distance:.1f}" for distance in distances]
+        assert line.strip("| ").split(" | ")[1:] == expected
+
+
 # Statistics
 
 
@@ -164,23 +216,28 @@ def test_bank_figure():
 
 def test_effect_is_paired_by_seed():
     rows = [
-        {"num_signal_heads": 1, "untrained": {"x": [[a, 0.0]]}, "trained": {"x": [[b, 1.0]]}}
-        for a, b in ((1.0, 5.0), (2.0, 5.0), (3.0, 11.0))
+        {
+            "seed": seed,
+            "num_signal_heads": 1,
+            "untrained": {"x": [[a, 0.0]]},
+            "trained": {"x": [[b, 1.0]]},
+            "trained, equal bases": {"x": [[a, b]]},
+        }
+        for seed, (a, b) in enumerate(((1.0, 5.0), (2.0, 5.0), (3.0, 11.0)))
     ]
     effect = effect_of(rows, "x")
     assert effect.differences("untrained") == [1, 2, 3] and effect.differences("trained") == [4, 4, 10]
-    assert effect.added == [3, 2, 7]
+    assert effect.added == [3, 2, 7] and effect.differences("equal_bases") == [-4, -3, -8]
+    # Only seeds that both have, whatever their order.
+    other = effect_of([{**rows[0], "seed": 2}, {**rows[1], "seed": 0}, {**rows[2], "seed": 7}], "x")
+    assert effect.added_less(other) == [3 - 2, 7 - 3]
     assert effect.mean("trained", "signal") == 7 and effect.mean("untrained", "noise") == 0
 
 
 def test_intervals_by_hand():
     # 2 +- t(0.975, 2) * 1 / sqrt(3)
     assert interval_of_mean([1, 2, 3]) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
-    # Welch: -3 +- t(0.975, df) * sqrt(1 / 3 + 13 / 3), with Satterthwaite's df.
-    df = (14 / 3) ** 2 / ((1 / 3) ** 2 / 2 + (13 / 3) ** 2 / 2)
-    half = stats.t.ppf(0.975, df) * (14 / 3) ** 0.5
-    assert interval_of_difference([1, 2, 3], [2, 4, 9]) == pytest.approx((-3 - half, -3 + half))
-    assert interval_of_mean([1]) is interval_of_difference([1], [1, 2]) is None
+    assert interval_of_mean([1]) is None
 
 
 def test_banks_dealt_at_random_have_no_difference():
@@ -198,19 +255,25 @@ def test_banks_dealt_at_random_have_no_difference():
 
 
 def test_effect_table():
-    def effect(*seeds):
-        return Effect([BankFigure(1, 0, 0.5)] * len(seeds), [BankFigure(2 + seed, 0.5, 1) for seed in seeds])
+    def effect(*trained):
+        count = len(trained)
+        return Effect(
+            list(range(count)),
+            [BankFigure(1, 0, 0.5)] * count,
+            [BankFigure(2 + value, 0.5, 1) for value in trained],
+            [BankFigure(1, 0.5, 0.25)] * count,
+        )
 
-    table = report.make_effect_table({"default": effect(0, 1, 2), "lambda-0": effect(3, 4, 5)}, 1).splitlines()
+    table = report.make_effect_table({"default": effect(0, 1, 2), "lambda-0": effect(3, 4, 8)}, 1).splitlines()
     assert table[2] == (
         "| default | 1.0, 0.0 | 3.0, 0.5 | +2.5 (+0.0 to +5.0) | +1.5 (-1.0 to +4.0) | +0.5, +1.5, +2.5 "
-        "| +0.50, +1.00 |  |"
+        "| +0.5 (+0.5 to +0.5) | +0.50, +1.00, +0.25 |  |"
     )
-    # t(0.975, 4) * sqrt(2 / 3) = 2.27
-    assert table[3].endswith("| +3.5, +4.5, +5.5 | +0.50, +1.00 | +3.0 (+0.7 to +5.3) |")
+    # Paired by seed: 3, 3 and 6, 4 +- t(0.975, 2) * 1
+    assert table[3].endswith("| +3.5, +4.5, +8.5 | +0.5 (+0.5 to +0.5) | +0.50, +1.00, +0.25 | +4.0 (-0.3 to +8.3) |")
     # One seed, no default: no intervals.
     assert report.make_effect_table({"R-1": effect(1)}, 1).splitlines()[2] == (
-        "| R-1 | 1.0, 0.0 | 3.0, 0.5 | +2.5 | +1.5 | +1.5 | +0.50, +1.00 |  |"
+        "| R-1 | 1.0, 0.0 | 3.0, 0.5 | +2.5 | +1.5 | +1.5 | +0.5 | +0.50, +1.00, +0.25 |  |"
     )
 
 
@@ -254,7 +317,7 @@ def test_the_command_writes_data_tables_and_plots_and_repeats_nothing(command, t
     for row in rows:
         assert row["noise_coefficient"] == (1.0 if row["arm"] == "lambda-1" else 0.1)
         assert row["windows"] == 4 and row["window_length"] == 32 and row["bits_per_byte"] > 0 and row["revision"]
-        for state in ("trained", "untrained"):
+        for state in ("trained", "untrained", "trained, equal bases"):
             for name in (*report.HEAD_FIGURES, "distance, without first token"):
                 assert torch.tensor(row[state][name]).shape == (2, 4)
         assert row["trained"]["distance"] != row["untrained"]["distance"]

@@ -158,7 +158,7 @@ def plot_attention_over_lag(findings: dict, control: dict | None = None) -> Figu
     axes[0].set(xscale="log", yscale="log", xlabel="lag (tokens)", ylabel="mean attention (share)")
     axes[0].set_title("attention over the lag")
     axes[0].set_ylim(bottom=max(axes[0].get_ylim()[0], 1e-6))
-    axes[1].set(yscale="log", xlabel="frequency (cycles / token)", ylabel="energy")
+    axes[1].set(yscale="log", xlabel="frequency (cycles / token)", ylabel="share of a query's energy")
     axes[1].set_title("its energy spectrum")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
 

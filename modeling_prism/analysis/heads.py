@@ -101,7 +101,8 @@ def attention_spectrum(
     attentions: Tensor, valid: Tensor | None = None, num_points: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """
-    Energy spectrum of attention as a function of the lag: of each query's row, averaged over queries.
+    Energy spectrum of attention as a function of the lag: each query's row as shares of its own energy, averaged over
+    queries, so that a query that spreads its attention counts as much as one that does not.
 
     Args:
         attentions: (..., B, H, S, S).
@@ -109,12 +110,11 @@ def attention_spectrum(
         num_points: rows are padded with zeros to this length, at least S; default S.
 
     Returns:
-        energies (..., H, num_points // 2 + 1), one-sided: they sum to the mean of `sum_s A[t, s] ** 2` (Parseval);
-        frequencies in cycles a token, 0 to 1/2.
+        energies (..., H, num_points // 2 + 1), one-sided, sum 1; frequencies in cycles a token, 0 to 1/2.
 
     All attention on one token, at whatever lag, is a flat spectrum; attention spread evenly over many has its energy
-    at 0. The magnitude of a Fourier transform does not see shifts and reversals, so it is taken over the keys as they
-    lie.
+    near 0. The magnitude of a Fourier transform does not see shifts and reversals, so it is taken over the keys as
+    they lie.
     """
     A = check_maps(attentions)
     num_points = num_points or A.shape[-1]
@@ -123,6 +123,7 @@ def attention_spectrum(
     energy = torch.fft.rfft(A, n=num_points).abs().square() / num_points
     # All frequencies but 0 and the Nyquist frequency stand for a negative one too.
     energy[..., 1 : (num_points + 1) // 2] *= 2
+    energy /= energy.sum(-1, keepdim=True).clamp(min=torch.finfo(energy.dtype).tiny)
     frequencies = torch.fft.rfftfreq(num_points, device=A.device)
     return mean_over_queries(energy.movedim(-1, 0), valid).movedim(0, -1), frequencies
 
@@ -131,7 +132,8 @@ def spectral_centroid(energies: Tensor, frequencies: Tensor) -> Tensor:
     """
     Centre of mass of an energy spectrum, `sum f E / sum E`, in cycles a token. (..., F), (F,) -> (...).
 
-    With frequency 0 in it: 0 for attention spread evenly over everything, 1/4 for attention to single tokens.
+    With frequency 0 in it: 1/4 for attention to single tokens. Attention spread evenly over the t + 1 tokens that a
+    causal query sees has about 0.6 / t, from the edge where it ends: averaged over 256 queries, 0.011.
     """
     return (energies * frequencies).sum(-1) / energies.sum(-1)
 

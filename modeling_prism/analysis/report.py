@@ -40,7 +40,7 @@ def heads_section(found: dict, control: dict) -> list[Picture]:
             Picture(
                 "heads",
                 "Figures of every head, averaged over queries. Distance: of what is attended to. Centroid: of the "
-                "energy spectrum of attention over the lag; 1/4 is attention to single tokens, 0 to everything "
+                "energy spectrum of attention over the lag; 1/4 is attention to single tokens, near 0 to everything "
                 "evenly. Shares of attention go to the first token (sink), the token itself, the previous one, "
                 "earlier equal tokens, and tokens that followed these (induction)."
                 + (" Signal heads are left of the line." if "prism" in found else ""),

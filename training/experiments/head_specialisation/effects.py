@@ -36,19 +36,29 @@ def bank_figure(figure: list[list[float]], num_signal_heads: int) -> BankFigure:
 
 @dataclass(frozen=True)
 class Effect:
-    """A figure of one arm: the banks of the models, one a seed, untrained and trained."""
+    """
+    A figure of one arm: the banks of the models, one a seed; untrained, trained, and trained but measured with equal
+    bases.
+    """
 
+    seeds: list[int]
     untrained: list[BankFigure]
     trained: list[BankFigure]
+    equal_bases: list[BankFigure]
 
     def differences(self, state: str) -> list[float]:
-        """Signal - noise of each seed; `state` is "untrained" or "trained"."""
+        """Signal - noise of each seed; `state` is "untrained", "trained" or "equal_bases"."""
         return [bank.difference for bank in getattr(self, state)]
 
     @property
     def added(self) -> list[float]:
         """What training adds to signal - noise: trained less untrained, paired by seed."""
         return [after - before for before, after in zip(*map(self.differences, ("untrained", "trained")))]
+
+    def added_less(self, other: "Effect") -> list[float]:
+        """What training adds here less what it adds in `other`, for each seed that both have."""
+        others = dict(zip(other.seeds, other.added))
+        return [value - others[seed] for seed, value in zip(self.seeds, self.added) if seed in others]
 
     def mean(self, state: str, field: str) -> float:
         """Mean over seeds of a field of `BankFigure`."""
@@ -57,11 +67,10 @@ class Effect:
 
 def effect_of(rows: list[dict], figure: str) -> Effect:
     """The effect on one figure in the rows of one arm."""
+    states = ("untrained", "trained", "trained, equal bases")
     return Effect(
-        *(
-            [bank_figure(row[state][figure], row["num_signal_heads"]) for row in rows]
-            for state in ("untrained", "trained")
-        )
+        [row["seed"] for row in rows],
+        *([bank_figure(row[state][figure], row["num_signal_heads"]) for row in rows] for state in states),
     )
 
 
@@ -71,11 +80,3 @@ def interval_of_mean(values: list[float]) -> tuple[float, float] | None:
         return None
     mean, half = np.mean(values), stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
     return float(mean - half), float(mean + half)
-
-
-def interval_of_difference(values: list[float], others: list[float]) -> tuple[float, float] | None:
-    """Welch's 95 % confidence interval of mean(values) - mean(others); None: fewer than two of either."""
-    if min(len(values), len(others)) < 2:
-        return None
-    interval = stats.ttest_ind(values, others, equal_var=False).confidence_interval()
-    return float(interval.low), float(interval.high)

@@ -5,8 +5,9 @@ token.
 Shapes: L layers, H heads (signal heads first), S tokens.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -54,10 +55,12 @@ def without_first_token(batch: Batch) -> Batch:
     scaled to sum to 1 again.
 
     Attention that needs no token in particular goes to the first one (Xiao et al., arXiv 2309.17453), and counts as
-    attention over the longest distance there is.
+    attention over the longest distance there is. A query with nothing else, in fp32, is taken to look at itself: the
+    least that it can be said to do.
     """
     maps = [A[..., 1:, 1:] for A in batch.attentions]
-    maps = [A / A.sum(-1, keepdim=True).clamp(min=torch.finfo(A.dtype).tiny) for A in maps]
+    maps = [torch.where(A.sum(-1, keepdim=True) > 0, A, torch.eye(A.shape[-1]).to(A)) for A in maps]
+    maps = [A / A.sum(-1, keepdim=True) for A in maps]
     rest = {"input_ids": batch.input_ids[:, 1:], "valid": batch.valid[:, 1:]}
     return dataclasses.replace(batch, attentions=tuple(maps), **rest)
 
@@ -81,6 +84,23 @@ def rounded(values: Tensor) -> list:
     return [rounded(value) for value in values]
 
 
+@contextlib.contextmanager
+def equal_bases(model: PreTrainedModel) -> Iterator[None]:
+    """
+    Prism with one RoPE base, 10000, for both banks, on the same weights; afterwards it is as it was.
+
+    A base acts on distance through the size of the scores, and training makes scores larger. So the banks of a model
+    can come apart in training although their weights stay alike; with equal bases only weights can tell them apart.
+    """
+    rotary = model.base_model.rotary_emb
+    thetas = rotary.thetas
+    try:
+        rotary.thetas = [10000.0, 10000.0]
+        yield
+    finally:
+        rotary.thetas = thetas
+
+
 def measure_heads(model: PreTrainedModel, windows: Sequence[Tensor]) -> dict[str, list]:
     """
     The figures of all heads on windows of one length.
@@ -94,7 +114,8 @@ def measure_heads(model: PreTrainedModel, windows: Sequence[Tensor]) -> dict[str
     reducers = [head_reducer(length), sink_free_reducer(length)]
     sums = collect_windows(model, windows, reducers, memory_budget=MEMORY_BUDGET, progress=False)
     figures = head_figures(sums)
-    sink_free = head_figures({name.removeprefix(f"{WITHOUT_FIRST}/"): value for name, value in sums.items()})
+    prefix = f"{WITHOUT_FIRST}/"
+    sink_free = head_figures({k.removeprefix(prefix): value for k, value in sums.items() if k.startswith(prefix)})
     banks = figures["lags"].split(
         (model.config.num_signal_heads, model.config.num_attention_heads - model.config.num_signal_heads), dim=1
     )

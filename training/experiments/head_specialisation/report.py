@@ -21,7 +21,6 @@ from training.experiments.head_specialisation.arms import ARMS
 from training.experiments.head_specialisation.effects import (
     Effect,
     effect_of,
-    interval_of_difference,
     interval_of_mean,
 )
 from training.experiments.head_specialisation.measure import FIGURES_WITHOUT_FIRST, LAG_EDGES, WITHOUT_FIRST
@@ -50,7 +49,8 @@ def in_table_order(arms: dict[str, list[dict]]) -> list[str]:
         for figure in HEAD_FIGURES
         for name in ((figure, f"{figure}, {WITHOUT_FIRST}") if figure in FIGURES_WITHOUT_FIRST else (figure,))
     ]
-    rows = [row[state] for rows in arms.values() for row in rows for state in ("untrained", "trained")]
+    states = ("untrained", "trained", "trained, equal bases")
+    rows = [row[state] for rows in arms.values() for row in rows for state in states]
     return [name for name in names if all(name in row for row in rows)]
 
 
@@ -58,9 +58,11 @@ def unit_of(figure: str) -> str:
     return HEAD_FIGURES[figure.split(", ")[0]]
 
 
-def with_interval(mean: float, interval: tuple[float, float] | None, decimals: int) -> str:
-    """'mean (low to high)'."""
-    text = f"{mean:+.{decimals}f}"
+def with_interval(values: list[float], decimals: int) -> str:
+    """'mean (low to high)' over seeds."""
+    if not values:
+        return ""
+    text, interval = f"{fmean(values):+.{decimals}f}", interval_of_mean(values)
     return f"{text} ({interval[0]:+.{decimals}f} to {interval[1]:+.{decimals}f})" if interval else text
 
 
@@ -86,26 +88,26 @@ def make_effect_table(effects: dict[str, Effect], decimals: int) -> str:
     """One figure, a row an arm; differences are signal - noise."""
     lines = [
         "| arm | untrained: signal, noise | trained: signal, noise | difference, trained (95 %) "
-        "| added by training (95 %) | added, each seed | Cliff's delta, untrained, trained "
-        "| added, less default's (95 %) |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| added by training (95 %) | added, each seed | trained weights, both bases 10000 (95 %) "
+        "| Cliff's delta: untrained, trained, both bases 10000 | added, less default's (95 %) |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, effect in effects.items():
         banks = [
             ", ".join(f"{effect.mean(state, bank):.{decimals}f}" for bank in ("signal", "noise"))
             for state in ("untrained", "trained")
         ]
-        trained, added = effect.differences("trained"), effect.added
-        deltas = ", ".join(f"{effect.mean(state, 'cliffs_delta'):+.2f}" for state in ("untrained", "trained"))
+        added, weights_alone = effect.added, effect.differences("equal_bases")
+        states = ("untrained", "trained", "equal_bases")
+        deltas = ", ".join(f"{effect.mean(state, 'cliffs_delta'):+.2f}" for state in states)
         less_default = ""
         if name != "default" and "default" in effects:
-            other = effects["default"].added
-            less_default = with_interval(fmean(added) - fmean(other), interval_of_difference(added, other), decimals)
+            less_default = with_interval(effect.added_less(effects["default"]), decimals)
         lines.append(
             f"| {name} | {banks[0]} | {banks[1]} "
-            f"| {with_interval(fmean(trained), interval_of_mean(trained), decimals)} "
-            f"| {with_interval(fmean(added), interval_of_mean(added), decimals)} "
-            f"| {', '.join(f'{value:+.{decimals}f}' for value in added)} | {deltas} | {less_default} |"
+            f"| {with_interval(effect.differences('trained'), decimals)} | {with_interval(added, decimals)} "
+            f"| {', '.join(f'{value:+.{decimals}f}' for value in added)} | {with_interval(weights_alone, decimals)} "
+            f"| {deltas} | {less_default} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -146,15 +148,22 @@ def plot_heads(arms: dict[str, list[dict]]) -> Figure:
 
 @styled
 def plot_differences(effects: dict[str, dict[str, Effect]]) -> Figure:
-    """Signal - noise by arm, a panel a figure: a point a seed, hollow untrained, filled trained."""
+    """
+    Signal - noise by arm, a panel a figure: a point a seed, hollow untrained, filled trained, and a cross for trained
+    weights measured with equal bases.
+    """
     names = list(effects)
     figure, axes = grid(len(names), 2, 3.6, 0.28 * len(effects[names[0]]) + 0.9, sharey=True)
     for axis, name in zip(axes, names):
         for line, effect in enumerate(effects[name].values()):
-            for state, shift, face in (("untrained", -0.15, "white"), ("trained", 0.15, "black")):
+            for state, label, shift, face, marker in (
+                ("untrained", "untrained", -0.2, "white", "o"),
+                ("trained", "trained", 0, "black", "o"),
+                ("equal_bases", "trained, both bases 10000", 0.2, "black", "x"),
+            ):
                 values = effect.differences(state)
-                style = {"color": "black", "markerfacecolor": face, "marker": "o", "markersize": 4, "linestyle": ""}
-                axis.plot(values, [line + shift] * len(values), label=state if line == 0 else None, **style)
+                style = {"color": "black", "markerfacecolor": face, "marker": marker, "markersize": 4, "linestyle": ""}
+                axis.plot(values, [line + shift] * len(values), label=label if line == 0 else None, **style)
         axis.axvline(0, color="black", linewidth=0.6)
         axis.set_yticks(range(len(effects[name])), list(effects[name]))
         axis.set_title(name)

@@ -21,7 +21,7 @@ from modeling_prism.analysis import untrained_copy
 from training import pretrain
 from training.data import load_texts
 from training.experiments.head_specialisation.arms import ARMS
-from training.experiments.head_specialisation.measure import choose_windows, measure_heads
+from training.experiments.head_specialisation.measure import choose_windows, equal_bases, measure_heads
 from training.experiments.head_specialisation.report import write_report
 from training.experiments.small_runs import run_jobs
 
@@ -95,6 +95,8 @@ def run_one(arguments: HeadSpecialisationArguments, job: tuple[str, int], stem: 
     texts = load_texts(data_arguments)["validation"]["text"]
     windows = choose_windows(tokenizer, texts, data_arguments.block_size, arguments.num_windows)
     model = AutoModelForCausalLM.from_pretrained(stem)
+    with equal_bases(model):
+        weights_alone = measure_heads(model, windows)
     row = {
         "arm": arm,
         "learning_rate": training_arguments.learning_rate,
@@ -104,6 +106,7 @@ def run_one(arguments: HeadSpecialisationArguments, job: tuple[str, int], stem: 
         "windows": len(windows),
         "window_length": len(windows[0]),
         "trained": measure_heads(model, windows),
+        "trained, equal bases": weights_alone,
         # The weights that the run began with, at the lambda that it ended with: only weights differ.
         "untrained": measure_heads(untrained_copy(model, seed), windows),
     }
