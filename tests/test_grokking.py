@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -245,6 +244,11 @@ def test_spectral_check_of_a_model_that_adds(monkeypatch):
     assert spectrum["logits_top5_variance"] == pytest.approx(1)
     assert set(spectrum["logits_top_frequencies"][:2]) == {2, 5}
     assert spectrum["accuracy_by_top_k"]["3"] == 1
+    # A bounded unembedding uses the directions of its rows, whatever their lengths.
+    with torch.no_grad():
+        model.causal_lm.lm_head.weight *= torch.arange(1.0, 13)[:, None]
+    scaled = run.check_spectrum(model, input_ids[:, :2], answers)
+    assert scaled["unembedding_top5_variance"] == pytest.approx(spectrum["unembedding_top5_variance"], rel=1e-4)
 
 
 def test_table_of_the_report():
@@ -263,30 +267,59 @@ def test_table_of_the_report():
 
 
 def test_ratio_of_means():
-    """Two sets that differ by a factor in every seed, against scipy's own interval; and one seed has no interval."""
+    """A factor of 1 / 10 in every seed has little spread, however far seeds are apart; what has no ratio says so."""
+    assert report.ratio_of_means([40, 50, 81], [400, 500, 800]) == "0.10 (0.10 to 0.10)"
     assert report.ratio_of_means([200.0], [100.0]) == "2.00"
-    ratio, low, high = map(float, re.findall(r"[0-9.]+", report.ratio_of_means([40, 50, 80], [400, 500, 800])))
-    assert ratio == pytest.approx(0.1) and low < 0.05 and 0.2 < high
-    assert report.ratio_of_means([100, 110, 90], [100, 90, 110]).startswith("1.00 (0.")
+    # Logarithms of the ratios: ln 2 and -ln 2; exp(t(0.975, 1) ln 2) = 2 ** 12.706.
+    assert report.ratio_of_means([100, 200], [200, 100]) == "1.00 (0.00 to 6682.65)"
+    for without in ([0, 10], [-10, 10], [None, 10]):
+        assert report.ratio_of_means(without, [10, 10]) == "not defined"
 
 
-def test_comparisons_name_one_change_each():
-    """Every pair differs in the fields that its row names, and in no more than the claim's two."""
-    for (one, other), change in COMPARISONS.items():
-        fields = {key for key, value in ARMS[one].items() ^ ARMS[other].items()}
-        expected = {
-            "sphere with bounded unembedding for LayerNorm": {"residual_norm", "bounded_unembedding"},
-            "the same, without weight decay": {"residual_norm", "bounded_unembedding", "weight_decay"},
-        }
-        assert fields == expected.get(change, fields) and (change in expected or len(fields) == 1), change
+# The words of `COMPARISONS` that name a change, and the change.
+CHANGES = {
+    "published step": {"residual_norm": ("sphere", "layer_norm"), "bounded_unembedding": (True, False)},
+    "the same": {"residual_norm": ("sphere", "layer_norm"), "bounded_unembedding": (True, False)},
+    "RMSNorm for": {"residual_norm": ("rms_norm", "layer_norm")},
+    "sphere alone for": {"residual_norm": ("sphere", "layer_norm")},
+    "sphere for LayerNorm": {"residual_norm": ("sphere", "layer_norm")},
+    "bounded unembedding, L": {"bounded_unembedding": (True, False)},
+    "unbounded unembedding": {"bounded_unembedding": (False, True)},
+    "no weight decay": {"weight_decay": (0.0, 1.0)},
+    "uniform attention": {"attention_routing": ("uniform", "softmax")},
+    "without gains": {"norm_affine": (False, True)},
+    "beta2 0.98": {"beta2": (0.98, 0.999)},
+    "no logit": {"answers_only": (True, False)},
+    "tau 5": {"logit_scale": (5.0, 10.0)},
+    "tau 20": {"logit_scale": (20.0, 10.0)},
+    "tau 40": {"logit_scale": (40.0, 10.0)},
+}
+
+
+@pytest.mark.parametrize(("pair", "words"), COMPARISONS.items())
+def test_comparisons_change_what_they_name(pair, words):
+    defaults = {
+        "attention_routing": "softmax", "norm_affine": True, "logit_scale": 10.0, "weight_decay": 1.0, "beta2": 0.999,
+        "answers_only": False,
+    }  # fmt: skip
+    one, other = ({**defaults, **ARMS[arm]} for arm in pair)
+    changed = {key: (one[key], other[key]) for key in one if one[key] != other[key]}
+    # The change is what is named first.
+    named = min((name for name in CHANGES if name in words), key=words.index)
+    assert changed == CHANGES[named]
 
 
 def test_table_of_comparisons():
     rows = {
-        arm: [{"test_onset": onset, "delay": onset and onset - 100} for onset in onsets]
-        for arm, onsets in {"sphere": (300, 400), "layer_norm": (3000, 4000), "rms_norm": (None, 4000)}.items()
+        arm: [{"seed": seed, "test_onset": onset, "delay": onset and onset - 100} for seed, onset in seeds.items()]
+        for arm, seeds in {
+            "sphere": {1: 300, 2: 400, 3: 9},
+            "layer_norm": {2: 4000, 1: 3001},
+            "rms_norm": {1: None, 2: 4000},
+            "layer_norm-plain": {7: 100},
+        }.items()
     }
     table = report.make_comparisons(rows)
-    assert "| sphere | layer_norm | 0.10 (" in table
-    assert "| rms_norm | layer_norm | 1 of 2 of rms_norm do not grok |  |" in table
+    assert "| sphere | layer_norm | 2 | 0.10 (0.10 to 0.10) | 0.07 (" in table
+    assert "| rms_norm | layer_norm | 2 | 1 of 2 of rms_norm do not grok |  |" in table
     assert len(table.splitlines()) == 4

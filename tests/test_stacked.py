@@ -228,6 +228,13 @@ def test_bad_arguments_are_refused(options, message):
         make_stack(**options)
 
 
+@pytest.mark.parametrize("chunk_size", [None, 2, 1])
+def test_a_batch_of_fewer_models_is_refused(chunk_size):
+    stack = make_stack(chunk_size=chunk_size)
+    with pytest.raises((ValueError, RuntimeError)):
+        stack.step(*draw(0, 2))
+
+
 def test_frozen_parameters_are_refused():
     model = Toy(0)
     model.layers[0].bias.requires_grad_(False)

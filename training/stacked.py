@@ -95,6 +95,8 @@ class Stack:
 
         # Nothing to batch over: the kernels of a single model are faster than those of a batch of one.
         def one_by_one(params, buffers, *batch):
+            if any(len(part) != len(self) for part in batch):
+                raise ValueError(f"`batch` has {[len(part) for part in batch]} models, the stack {len(self)}.")
             params, buffers = ({name: value.unbind() for name, value in store.items()} for store in (params, buffers))
             return torch.stack(
                 [

@@ -63,7 +63,7 @@ def make_table(arms: dict[str, list[dict]], published: dict[str, str]) -> str:
     """A Markdown table, a row an arm."""
     lines = [
         "| arm | published | epochs to grok | seeds that grokked | epochs to learn the training split "
-        "| delay between the two | peak test accuracy | epochs run, at most |",
+        "| delay between the two | best test accuracy so far | epochs run, at most |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for arm, rows in arms.items():
@@ -78,36 +78,47 @@ def make_table(arms: dict[str, list[dict]], published: dict[str, str]) -> str:
 
 
 def ratio_of_means(ones: list[float], others: list[float]) -> str:
-    """Ratio of the geometric means of two sets of positive numbers, with Welch's 95 % interval of their logarithms."""
+    """
+    Ratio of the geometric means of two sets of numbers, a pair a seed, with the 95 % interval of the paired t-test of
+    their logarithms; "not defined" where a number is missing, or is none above 0.
+    """
+    if any(value is None or value <= 0 for value in (*ones, *others)):
+        return "not defined"
     ones, others = np.log(ones), np.log(others)
     ratio = f"{np.exp(ones.mean() - others.mean()):.2f}"
-    if min(len(ones), len(others)) < 2:
+    if len(ones) < 2:
         return ratio
-    interval = stats.ttest_ind(ones, others, equal_var=False).confidence_interval()
+    interval = stats.ttest_rel(ones, others).confidence_interval()
     return f"{ratio} ({np.exp(interval.low):.2f} to {np.exp(interval.high):.2f})"
 
 
 def make_comparisons(arms: dict[str, list[dict]]) -> str:
     """A Markdown table, a row for each pair of `COMPARISONS` that has been run."""
     lines = [
-        "| what is changed | arm | instead of | epochs to grok, ratio (95 %) | delay, ratio (95 %) |",
-        "| --- | --- | --- | ---: | ---: |",
+        "| what is changed | arm | instead of | seeds | epochs to grok, ratio (95 %) | delay, ratio (95 %) |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
     ]
     for (one, other), change in COMPARISONS.items():
         if one not in arms or other not in arms:
             continue
-        failed = {arm: sum(row["test_onset"] is None for row in arms[arm]) for arm in (one, other)}
+        # A seed has the same split and, where shapes agree, the same initial weights in both.
+        by_seed = [{row["seed"]: row for row in arms[arm]} for arm in (one, other)]
+        common = sorted(by_seed[0].keys() & by_seed[1].keys())
+        if not common:
+            continue
+        pairs = {arm: [rows[seed] for seed in common] for arm, rows in zip((one, other), by_seed)}
+        failed = {arm: sum(row["test_onset"] is None for row in rows) for arm, rows in pairs.items()}
         if any(failed.values()):
             told = ", ".join(
-                f"{count} of {len(arms[arm])} of {arm} do not grok" for arm, count in failed.items() if count
+                f"{count} of {len(common)} of {arm} do not grok" for arm, count in failed.items() if count
             )
             ratios = [told, ""]
         else:
             ratios = [
-                ratio_of_means(*([row[key] for row in arms[arm]] for arm in (one, other)))
+                ratio_of_means(*([row[key] for row in rows] for rows in pairs.values()))
                 for key in ("test_onset", "delay")
             ]
-        lines.append(f"| {change} | {one} | {other} | {ratios[0]} | {ratios[1]} |")
+        lines.append(f"| {change} | {one} | {other} | {len(common)} | {ratios[0]} | {ratios[1]} |")
     return "\n".join(lines) + "\n" if len(lines) > 2 else ""
 
 
@@ -118,8 +129,8 @@ def make_spectrum_table(arms: dict[str, list[dict]]) -> str:
     """
     lines = [
         "| arm | variance of W_U W_out in its five strongest frequencies | of the logits "
-        "| accuracy on all pairs with 1, 3, 5, 10 kept |",
-        "| --- | ---: | ---: | ---: |",
+        "| accuracy on all pairs with 1, 3, 5, 10 kept | test accuracy, nothing removed |",
+        "| --- | ---: | ---: | ---: | ---: |",
     ]
     for arm, rows in arms.items():
         spectra = [row["spectrum"] for row in rows if row.get("spectrum") and row["test_onset"] is not None]
@@ -130,8 +141,10 @@ def make_spectrum_table(arms: dict[str, list[dict]]) -> str:
             for name in ("unembedding", "logits")
         ]
         kept = [np.median([spectrum["accuracy_by_top_k"][k] for spectrum in spectra]) for k in ("1", "3", "5", "10")]
+        then = np.median([row["curves"]["test_accuracy"][-1] for row in rows if row["test_onset"] is not None])
         lines.append(
-            f"| {arm} | {shares[0]:.3f} | {shares[1]:.3f} | " + ", ".join(f"{value:.3f}" for value in kept) + " |"
+            f"| {arm} | {shares[0]:.3f} | {shares[1]:.3f} | {', '.join(f'{value:.3f}' for value in kept)} "
+            f"| {then:.3f} |"
         )
     return "\n".join(lines) + "\n" if len(lines) > 2 else ""
 

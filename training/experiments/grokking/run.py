@@ -27,6 +27,7 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from modeling_prism import SphericalConfig, SphericalForCausalLM
+from modeling_prism.analysis.examine import unembedding_in_use
 from modeling_prism.analysis.spherical import (
     accuracy_by_top_k,
     explained_variance,
@@ -100,7 +101,9 @@ class GrokkingArguments:
     def name(self) -> str:
         """What the results of this table and these settings are filed under."""
         modulus = "" if self.table == "s5" or self.modulus == 113 else f"-mod{self.modulus}"
-        return f"{self.table}{modulus}-lr{self.lr:g}" + ("" if self.beta2 == 0.999 else f"-beta2-{self.beta2:g}")
+        fraction = "" if self.train_fraction == 0.3 else f"-train{self.train_fraction:g}"
+        beta2 = "" if self.beta2 == 0.999 else f"-beta2-{self.beta2:g}"
+        return f"{self.table}{modulus}{fraction}-lr{self.lr:g}{beta2}"
 
 
 def build(arguments: GrokkingArguments, arm: str, seed: int) -> ReadOut:
@@ -143,7 +146,8 @@ def check_spectrum(model: ReadOut, pairs: torch.Tensor, answers: torch.Tensor) -
     with torch.no_grad():
         causal_lm = model.causal_lm
         logits = model(pairs)[:, : causal_lm.config.vocab_size - 1]
-        through = causal_lm.lm_head.weight[:-1] @ causal_lm.model.layers[0].mlp.down_proj.weight
+        rows = unembedding_in_use(causal_lm)[: causal_lm.config.vocab_size - 1]
+        through = rows @ causal_lm.model.layers[0].mlp.down_proj.weight.to(rows)
     spectra = {"unembedding": fourier_energies(through), "logits": fourier_energies(logits, dim=-1)}
     by_top_k = accuracy_by_top_k(logits, answers, (1, 3, 5, 10))
     return {
