@@ -246,7 +246,7 @@ def plot_fourier(findings: dict, control: dict | None = None) -> Figure:
             ax.plot(x, control[label][1:], color="0.55", linestyle="--", label="untrained copy")
         share = findings["explained by top 5"][label]
         ax.set(
-            title=f"{label.replace('W_U W_out', '$W_U W_{out}$')}: top 5 hold {share:.1%}",
+            title=f"{label.replace('W_U W_out', '$W_U W_{out}$')}: its top 5 hold {share:.1%}",
             xlabel=f"frequency (turns in {findings['residues']} residues)",
             ylabel="share of energy",
         )

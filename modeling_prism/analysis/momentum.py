@@ -29,7 +29,10 @@ def gain(response: Tensor, decibels: bool = False) -> Tensor:
 
 
 def phase(response: Tensor) -> Tensor:
-    """Phase of H in degrees, (-180, 180]: positive, the output is ahead of the input."""
+    """
+    Phase of H in degrees, (-180, 180]. Above frequency 0 a positive one is a lead, the output is ahead of the input;
+    below 0, where content turns the other way, it is a lag.
+    """
     return torch.rad2deg(response.angle())
 
 

@@ -251,8 +251,8 @@ def filter_table(found: dict) -> dict:
     rows = []
     for layer in figures_families.distinct_layers(gammas):
         gamma, H = gammas[layer], found["momentum"]["measured"][stream][layer, -1]
-        # With gamma < 0 it lags.
-        lead = momentum.greatest_lead(gamma)[0] if gamma >= 0 else 0.0
+        # At the frequencies that were measured: the greatest of all lies between two of them.
+        lead = momentum.phase(found["momentum"]["formula"][stream][layer, -1]).max()
         # The mean from 0 to pi, by the trapezoid rule.
         noise_gain = torch.trapezoid(H.abs().square()) / (len(H) - 1)
         measured = (H[-1].abs(), noise_gain, momentum.phase(H).max())

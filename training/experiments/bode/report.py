@@ -192,7 +192,8 @@ def make_constant_table(rows: list[dict]) -> str:
                 ends(runs, [text_table(run, model, entry) for run in runs])
                 for entry in ("dc_gain", "dc_share", "dc_share_sheared")
             )
-            terms = np.mean([run["text"][model]["shares"] for run in runs], axis=(0, 2))
+            layers = sorted({layer for _, layer in chosen(runs[0])})
+            terms = np.mean([np.array(run["text"][model]["shares"])[:, layers] for run in runs], axis=(0, 2))
             cells = [arm, model, *(f"{gain[side]:.2f} ({formula[side]:.2f})" for side in (0, 1))]
             cells += [f"{plain[side]:.2f}, {after[side]:.2f}" for side in (0, 1)]
             cells.append(", ".join(f"{term:.2f}" for term in terms))
@@ -225,7 +226,7 @@ def plot_bode(rows: list[dict]) -> Figure:
                 ax.plot(found["omegas"][::2], points[::2], label=label, **dots)
         axes[column].set_title(f"{run['arm']} ($\\gamma$ = {run['gammas'][0]:.3g})")
         axes[column].set_ylabel("gain (dB)")
-        axes[len(runs) + column].set_ylabel("phase lead (degrees)")
+        axes[len(runs) + column].set_ylabel("phase of H (degrees)")
     for ax in axes:
         ax.set_xlabel("content frequency (radians / token)")
         ax.set_xticks([-torch.pi, -torch.pi / 2, 0, torch.pi / 2, torch.pi], ["-π", "-π/2", "0", "π/2", "π"])
