@@ -254,6 +254,22 @@ def test_banks_dealt_at_random_have_no_difference():
     assert one.difference == -other.difference != 0 and one.cliffs_delta == -other.cliffs_delta != 0
 
 
+def test_slope_over_bases():
+    """A difference of 2 ln(signal base / noise base) in three arms; one that differs in lambda too takes no part."""
+
+    def effect(name, factor):
+        ratio = math.log(ARMS[name].fields["signal_rope_theta"] / ARMS[name].fields["noise_rope_theta"])
+        trained = [BankFigure(factor * ratio + shift, 0, 0) for shift in (-0.001, 0.001)]
+        return Effect([0, 1], trained, trained, [BankFigure(shift, 0, 0) for shift in (-0.5, 0.5)])
+
+    effects = {name: effect(name, 2) for name in ("default", "equal-bases", "swapped-bases")}
+    line = report.make_base_line(effects, 2)
+    assert "over the 6 models" in line and "as trained +2.00 (+2.00 to +2.00)" in line
+    assert "both bases 10000 +0.00 (-0." in line
+    assert report.make_base_line({**effects, "lambda-1": effect("lambda-1", 9)}, 2) == line
+    assert report.make_base_line({"default": effect("default", 2)}, 2) == ""
+
+
 def test_effect_table():
     def effect(*trained):
         count = len(trained)

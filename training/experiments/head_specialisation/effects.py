@@ -74,6 +74,13 @@ def effect_of(rows: list[dict], figure: str) -> Effect:
     )
 
 
+def slope(x: list[float], y: list[float]) -> tuple[float, float, float]:
+    """Slope of the regression line of y on x (`scipy.stats.linregress`), and its 95 % confidence interval."""
+    line = stats.linregress(x, y)
+    half = stats.t.ppf(0.975, len(x) - 2) * line.stderr
+    return float(line.slope), float(line.slope - half), float(line.slope + half)
+
+
 def interval_of_mean(values: list[float]) -> tuple[float, float] | None:
     """Student's 95 % confidence interval of the mean over seeds; None: fewer than two."""
     if len(values) < 2:

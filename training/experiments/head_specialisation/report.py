@@ -22,6 +22,7 @@ from training.experiments.head_specialisation.effects import (
     Effect,
     effect_of,
     interval_of_mean,
+    slope,
 )
 from training.experiments.head_specialisation.measure import FIGURES_WITHOUT_FIRST, LAG_EDGES, WITHOUT_FIRST
 
@@ -110,6 +111,33 @@ def make_effect_table(effects: dict[str, Effect], decimals: int) -> str:
             f"| {deltas} | {less_default} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def make_base_line(effects: dict[str, Effect], decimals: int) -> str:
+    """A sentence: signal - noise against ln(signal base / noise base), all seeds of arms that differ in bases only."""
+    points: dict[str, list[float]] = {"x": [], "trained": [], "equal_bases": []}
+    for name, effect in effects.items():
+        arm, default = ARMS[name], ARMS["default"]
+        if (arm.lambda_start, arm.lambda_end, arm.fields.keys()) != (
+            default.lambda_start,
+            default.lambda_end,
+            default.fields.keys(),
+        ):
+            continue
+        ratio = math.log(arm.fields["signal_rope_theta"] / arm.fields["noise_rope_theta"])
+        points["x"] += [ratio] * len(effect.seeds)
+        for state in ("trained", "equal_bases"):
+            points[state] += effect.differences(state)
+    if len(set(points["x"])) < 3:
+        return ""
+    told = []
+    for state, label in (("trained", "as trained"), ("equal_bases", "trained weights, both bases 10000")):
+        middle, low, high = (f"{value:+.{decimals}f}" for value in slope(points["x"], points[state]))
+        told.append(f"{label} {middle} ({low} to {high})")
+    return (
+        "Per unit of ln(signal base / noise base), over the "
+        f"{len(points['x'])} models that differ in bases only: {'; '.join(told)}.\n"
+    )
 
 
 def grid(count: int, columns: int, width: float, height: float, **options) -> tuple[Figure, list]:
@@ -203,7 +231,10 @@ def write_report(folder: Path) -> str:
     for name, by_arm in effects.items():
         claimed = CLAIMED.get(name.split(", ")[0])
         claim = f"; claimed: signal - noise {claimed}" if claimed else ""
-        parts += [f"### {name} ({unit_of(name)}{claim})\n", make_effect_table(by_arm, DECIMALS[unit_of(name)])]
+        decimals = DECIMALS[unit_of(name)]
+        parts += [f"### {name} ({unit_of(name)}{claim})\n", make_effect_table(by_arm, decimals)]
+        if claimed:
+            parts += filter(None, [make_base_line(by_arm, decimals)])
     tables = "\n".join(parts)
     (folder / "table.md").write_text(tables, encoding="utf-8")
     shown = {name: by_arm for name, by_arm in effects.items() if name.split(", ")[0] in CLAIMED}
