@@ -323,3 +323,12 @@ def test_table_of_comparisons():
     assert "| sphere | layer_norm | 2 | 0.10 (0.10 to 0.10) | 0.07 (" in table
     assert "| rms_norm | layer_norm | 2 | 1 of 2 of rms_norm do not grok |  |" in table
     assert len(table.splitlines()) == 4
+
+
+def test_overview_says_what_is_not_run():
+    rows = [{"test_onset": 500, "peak_test_accuracy": 0.98}, {"test_onset": None, "peak_test_accuracy": 0.5}]
+    results = {"addition-lr0.0006": {"sphere": rows}, "s5-lr0.001-beta2-0.98": {"uniform-rms_norm": rows}}
+    lines = report.make_overview(results).splitlines()
+    assert "| addition-lr0.0006 | sphere | epochs to grok | 1,560 ± 853 | 500 (1 of 2) |" in lines
+    assert "| s5-lr0.001-beta2-0.98 | uniform-rms_norm | best test accuracy | 99.65 % | 74.00 %, 2 seeds |" in lines
+    assert sum(line.endswith("| not run |") for line in lines) == len(lines) - 4
