@@ -228,6 +228,10 @@ def plot_bode(rows: list[dict]) -> Figure:
         axes[column].set_ylabel("gain (dB)")
         axes[len(runs) + column].set_ylabel("phase of H (degrees)")
     for ax in axes:
+        low, high = ax.get_ylim()
+        if high - low < 1:
+            # Nothing but rounding.
+            ax.set_ylim(-1, 1)
         ax.set_xlabel("content frequency (radians / token)")
         ax.set_xticks([-torch.pi, -torch.pi / 2, 0, torch.pi / 2, torch.pi], ["-π", "-π/2", "0", "π/2", "π"])
     handles, labels = axes[0].get_legend_handles_labels()
