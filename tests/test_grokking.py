@@ -173,7 +173,7 @@ def test_command_writes_tables_and_goes_on(tmp_path, monkeypatch, capsys):
     assert len(rows) == 6 and {row["arm"] for row in rows} == {"sphere-wd0", "layer_norm"}
     table = (tmp_path / "whole_results" / "tables.md").read_text()
     assert table in capsys.readouterr().out and "| sphere-wd0 |" in table
-    assert (tmp_path / "whole_results" / "addition-mod7-lr0.01.png").stat().st_size > 10_000
+    assert (tmp_path / "whole_results" / "addition-mod7-train0.7-lr0.01.png").stat().st_size > 10_000
     for row in rows:
         curves = row["curves"]
         assert all(len(curves[name]) == row["epochs"] // 5 + 1 for name in run.CURVES)
