@@ -212,9 +212,9 @@ def test_errors_are_those_of_what_is_sheared():
     "options,message",
     [
         ({"arms": ["momentum", "nobody"]}, r"unknown names \['nobody'\]; there are momentum"),
-        ({"arms": []}, "`arms` must be different, at least one"),
-        ({"seeds": []}, "`seeds` must be different, at least one"),
-        ({"seeds": [0, 0]}, "`seeds` must be different"),
+        ({"arms": []}, "`arms` must be one or more"),
+        ({"seeds": []}, "`seeds` must be one or more"),
+        ({"seeds": [0, 0]}, "`seeds` must be .* all different"),
         ({"jobs": 0}, "`jobs` must be at least 1, got 0"),
         ({"max_steps": 0}, "`max_steps` must be at least 1"),
         ({"learning_rate": 0.0}, "`learning_rate` must be above 0"),

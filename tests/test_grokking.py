@@ -95,7 +95,8 @@ def test_other_bad_input():
         ReadOut(two_layers)
     for wrong, message in (
         ({"arms": ["cube"]}, "unknown names"),
-        ({"seeds": [1, 1]}, "`seeds` must be different"),
+        ({"arms": []}, "`arms` must be one or more"),
+        ({"seeds": [1, 1]}, "`seeds` must be .* all different"),
         ({"lr": 0.0}, "`lr` must be above 0"),
         ({"eval_epochs": 0}, "`eval_epochs` must be at least 1"),
         ({"train_fraction": 1.0}, "leaves a split"),
@@ -162,13 +163,7 @@ def without_revision(rows: list[dict]) -> list[dict]:
     return [{key: value for key, value in row.items() if key != "revision"} for row in rows]
 
 
-def run_here(run_job, jobs, folder, settings, processes):
-    """`run_jobs` in this process, where a test can interrupt it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return [row for name, job in jobs.items() for row in run_job(job, folder / name)]
-
-
-def test_command_writes_tables_and_goes_on(tmp_path, monkeypatch, capsys):
+def test_command_writes_tables_and_goes_on(tmp_path, monkeypatch, capsys, in_this_process):
     rows = grok(tmp_path, "whole")
     assert len(rows) == 6 and {row["arm"] for row in rows} == {"sphere-wd0", "layer_norm"}
     table = (tmp_path / "whole_results" / "tables.md").read_text()
@@ -184,7 +179,6 @@ def test_command_writes_tables_and_goes_on(tmp_path, monkeypatch, capsys):
     # Seeds leave the stack when they are done, and the others go on.
     assert min(row["epochs"] for row in rows) < 60 == max(row["epochs"] for row in rows)
 
-    monkeypatch.setattr(run, "run_jobs", run_here)
     real_step, steps = Stack.step, iter(range(10_000))
 
     def step(self, *batch):

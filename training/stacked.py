@@ -1,8 +1,9 @@
 """Many small models of one shape, trained side by side as one program (`torch.func`).
 
-A `Stack` holds K models: their weights are stacked along a first axis, forward and backward pass run under `vmap`, and
-AdamW works on the stacked weights with a learning rate, weight decay and betas for each model. Nothing passes between
-the models: each ends where it would have ended alone, up to rounding (tested). Models that are done can be dropped.
+A `Stack` holds K models: their weights are stacked along a first axis, forward and backward pass run under `vmap` (or
+one model after the other), and AdamW works on the stacked weights with a learning rate, weight decay and betas for
+each model. Nothing passes between the models: each ends where it would have ended alone, up to rounding (tested).
+Models that are done can be dropped.
 """
 
 import functools

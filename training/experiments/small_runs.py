@@ -35,6 +35,42 @@ def check_compiler(device: str) -> None:
         )
 
 
+def check_positive(options, *names: str) -> None:
+    """Refuses options below 1."""
+    for name in names:
+        if getattr(options, name) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {getattr(options, name)}.")
+
+
+def check_lists(options, *names: str) -> None:
+    """Refuses lists of options that are empty, or name something twice."""
+    for name in names:
+        values = getattr(options, name)
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"`{name}` must be one or more, all different, got {values}.")
+
+
+def check_arms(options, known: dict) -> None:
+    """`check_lists` of `arms`, which must be `known`."""
+    check_lists(options, "arms")
+    unknown = [arm for arm in options.arms if arm not in known]
+    if unknown:
+        raise ValueError(f"`arms` has unknown names {unknown}; there are {', '.join(known)}.")
+
+
+@dataclass
+class CorpusArguments:
+    """What experiments that train through `training.pretrain` have in common."""
+
+    dataset_name: str = field(
+        default="roneneldan/TinyStories",
+        metadata={"help": "A local folder with train.txt and valid.txt, or a hub name."},
+    )
+    recipe: str = field(
+        default="configuration/recipes/tinystories_2m.yaml", metadata={"help": "What all arms have in common."}
+    )
+
+
 @dataclass
 class SmallRunArguments:
     """What all runs of such an experiment have in common."""
@@ -65,9 +101,7 @@ class SmallRunArguments:
     )
 
     def __post_init__(self):
-        for name in ("batch_size", "max_steps", "eval_steps", "save_steps", "test_examples", "jobs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        check_positive(self, "batch_size", "max_steps", "eval_steps", "save_steps", "test_examples", "jobs")
         if self.max_steps % self.eval_steps:
             raise ValueError(
                 f"`max_steps`={self.max_steps} must be a multiple of `eval_steps`={self.eval_steps}: the last test is "
@@ -76,11 +110,7 @@ class SmallRunArguments:
         if self.torch_compile:
             check_compiler(self.device)
         check_device(self.device)
-        if not self.seeds or not self.learning_rates:
-            raise ValueError(f"`seeds`={self.seeds} and `learning_rates`={self.learning_rates} must not be empty.")
-        for name in ("seeds", "learning_rates"):
-            if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ValueError(f"`{name}` must be different numbers, got {getattr(self, name)}.")
+        check_lists(self, "seeds", "learning_rates")
 
 
 class AnswersOnly(nn.Module):

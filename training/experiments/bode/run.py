@@ -27,7 +27,7 @@ from training import pretrain
 from training.data import DataArguments, load_texts, load_tokenizer
 from training.experiments.bode.arms import ARMS
 from training.experiments.bode.report import write_report
-from training.experiments.small_runs import run_jobs
+from training.experiments.small_runs import CorpusArguments, check_arms, check_lists, check_positive, run_jobs
 from training.model_card import name_only
 
 
@@ -37,16 +37,9 @@ CURVES = {"fast": 0.0, "middle": 0.25, "slow": 1.0}
 
 
 @dataclass
-class BodeArguments:
+class BodeArguments(CorpusArguments):
     """Which models, and how finely they are measured."""
 
-    dataset_name: str = field(
-        default="roneneldan/TinyStories",
-        metadata={"help": "A local folder with train.txt and valid.txt, or a hub name."},
-    )
-    recipe: str = field(
-        default="configuration/recipes/tinystories_2m.yaml", metadata={"help": "What all arms have in common."}
-    )
     model_config: str = field(
         default="configuration/models/momentum-tiny", metadata={"help": "The Momentum model that the arms change."}
     )
@@ -73,16 +66,9 @@ class BodeArguments:
     )
 
     def __post_init__(self):
-        unknown = [arm for arm in self.arms if arm not in ARMS]
-        if unknown:
-            raise ValueError(f"`arms` has unknown names {unknown}; there are {', '.join(ARMS)}.")
-        for name in ("arms", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"`{name}` must be different, at least one, got {values}.")
-        for name in ("max_steps", "jobs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        check_arms(self, ARMS)
+        check_lists(self, "seeds")
+        check_positive(self, "max_steps", "jobs")
         if not self.learning_rate > 0:
             raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate}.")
         if self.num_frequencies < 3 or self.num_frequencies % 2 == 0:

@@ -37,7 +37,16 @@ from modeling_prism.analysis.spherical import (
 from training.experiments.grokking.arms import ARMS, PUBLISHED
 from training.experiments.grokking.read_out import ReadOut
 from training.experiments.grokking.report import write_report
-from training.experiments.small_runs import check_compiler, check_device, first_step_at, run_jobs, save_checkpoint
+from training.experiments.small_runs import (
+    check_arms,
+    check_compiler,
+    check_device,
+    check_lists,
+    check_positive,
+    first_step_at,
+    run_jobs,
+    save_checkpoint,
+)
 from training.stacked import Stack
 from training.tasks.arithmetic import TABLES, check_table, make_table, split_table
 
@@ -79,19 +88,14 @@ class GrokkingArguments:
     )
 
     def __post_init__(self):
-        unknown = [arm for arm in self.arms if arm not in ARMS]
-        if unknown:
-            raise ValueError(f"`arms` has unknown names {unknown}; there are {', '.join(ARMS)}.")
-        for name in ("max_epochs", "eval_epochs", "save_epochs", "jobs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        check_arms(self, ARMS)
+        check_lists(self, "seeds")
+        check_positive(self, "max_epochs", "eval_epochs", "save_epochs", "jobs")
         check_device(self.device)
         if self.torch_compile:
             check_compiler(self.device)
         if not self.lr > 0:
             raise ValueError(f"`lr` must be above 0, got {self.lr}.")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"`seeds` must be different numbers, at least one, got {self.seeds}.")
         check_table(self.table, self.modulus)
         split_table(120**2 if self.table == "s5" else self.modulus**2, self.train_fraction, 0)
         if self.test_onset is None:

@@ -23,20 +23,13 @@ from training.data import load_texts
 from training.experiments.head_specialisation.arms import ARMS
 from training.experiments.head_specialisation.measure import choose_windows, equal_bases, measure_heads
 from training.experiments.head_specialisation.report import write_report
-from training.experiments.small_runs import run_jobs
+from training.experiments.small_runs import CorpusArguments, check_arms, check_lists, check_positive, run_jobs
 
 
 @dataclass
-class HeadSpecialisationArguments:
+class HeadSpecialisationArguments(CorpusArguments):
     """Which arms, and how many runs of each."""
 
-    dataset_name: str = field(
-        default="roneneldan/TinyStories",
-        metadata={"help": "A local folder with train.txt and valid.txt, or a hub name."},
-    )
-    recipe: str = field(
-        default="configuration/recipes/tinystories_2m.yaml", metadata={"help": "What all arms have in common."}
-    )
     config_overrides: str = field(
         default="hidden_size=128,intermediate_size=512",
         metadata={"help": "Changes to the recipe's model that all arms share, 'key=value,key=value'."},
@@ -54,16 +47,9 @@ class HeadSpecialisationArguments:
     )
 
     def __post_init__(self):
-        unknown = [arm for arm in self.arms if arm not in ARMS]
-        if unknown:
-            raise ValueError(f"`arms` has unknown names {unknown}; there are {', '.join(ARMS)}.")
-        for name in ("arms", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"`{name}` must be one or more, all different, got {values}.")
-        for name in ("max_steps", "num_windows", "jobs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        check_arms(self, ARMS)
+        check_lists(self, "seeds")
+        check_positive(self, "max_steps", "num_windows", "jobs")
 
     def command(self, arm: str, seed: int, output_dir: Path) -> list[str]:
         """The words after `python -m training.pretrain` that train one model."""

@@ -26,6 +26,7 @@ from training.experiments.small_runs import (
     answer_loss,
     answers_of,
     at_best_rate,
+    check_arms,
     first_step_at,
     run_jobs,
     small_momentum,
@@ -54,9 +55,7 @@ class InductionArguments(SmallRunArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        unknown = [arm for arm in self.arms if arm not in ARMS]
-        if unknown:
-            raise ValueError(f"`arms` has unknown names {unknown}; there are {', '.join(ARMS)}.")
+        check_arms(self, ARMS)
         self.draw(1, seed=0)
 
     def draw(self, num_examples: int, seed) -> tuple[np.ndarray, np.ndarray]:

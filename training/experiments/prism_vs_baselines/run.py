@@ -27,7 +27,7 @@ from scipy import stats
 from transformers import AutoConfig, HfArgumentParser
 
 from training import pretrain
-from training.experiments.small_runs import at_best_rate
+from training.experiments.small_runs import CorpusArguments, at_best_rate, check_lists
 from training.flops import training_flops_per_token
 
 
@@ -36,16 +36,9 @@ COMPUTE_MATCHED = ["gpt-neox-tiny-compute", "gpt2-tiny-compute", "llama-tiny-com
 
 
 @dataclass
-class ExperimentArguments:
+class ExperimentArguments(CorpusArguments):
     """Which arms, and how many runs of each."""
 
-    dataset_name: str = field(
-        default="roneneldan/TinyStories",
-        metadata={"help": "A local folder with train.txt and valid.txt, or a hub name."},
-    )
-    recipe: str = field(
-        default="configuration/recipes/tinystories_2m.yaml", metadata={"help": "What all arms have in common."}
-    )
     arms: list[str] = field(
         default_factory=lambda: PARAMETER_MATCHED + COMPUTE_MATCHED,
         metadata={"help": "Folders of configuration/models/."},
@@ -61,6 +54,9 @@ class ExperimentArguments:
     results_dir: str = field(
         default=str(Path(__file__).parent), metadata={"help": "Where results.jsonl, table.md and the plot go."}
     )
+
+    def __post_init__(self):
+        check_lists(self, "arms", "learning_rates", "seeds")
 
 
 def run_arm(arguments: ExperimentArguments, arm: str, learning_rate: float, seed: int) -> dict:
