@@ -226,6 +226,24 @@ def test_the_stock_trainer_takes_the_same_steps(tmp_path, request, monkeypatch):
         torch.testing.assert_close(saved[name.removeprefix("causal_lm.")], weight, rtol=1e-3, atol=2e-4)
 
 
+def test_the_stock_trainer_reaches_the_same_onset(tmp_path, in_checkout):
+    """In float64, where rounding does not part the two before they grok: the same curve, digit for digit."""
+    size, onset = 29, 130
+    options = ["--modulus", size, "--max_steps", onset, "--output_dir", tmp_path / "trainer", "--train_fraction", 0.9]
+    options += ["--config_overrides", f"vocab_size={size + 1},dtype=float64", "--learning_rate", 1e-3]
+    pretrain.main(["configuration/recipes/grokking.yaml", *map(str, options)])
+    history = json.loads((tmp_path / "trainer" / "trainer_state.json").read_text())["log_history"]
+    trained = {log["step"]: log["eval_next_token_accuracy"] for log in history if "eval_next_token_accuracy" in log}
+
+    arguments = run.GrokkingArguments(
+        modulus=size, train_fraction=0.9, lr=1e-3, seeds=[1], max_epochs=onset, dtype="float64"
+    )
+    row = run.run_arm(arguments, "sphere", tmp_path / "stack")[0]
+    stacked = dict(enumerate(row["curves"]["test_accuracy"]))
+    assert trained == {step: pytest.approx(stacked[step // 10], abs=1e-4) for step in range(10, onset + 10, 10)}
+    assert row["test_onset"] == min(step for step, accuracy in trained.items() if accuracy >= 0.95) == onset
+
+
 def test_spectral_check_of_a_model_that_adds(monkeypatch):
     """Logits made of two cosines: two frequencies hold everything, and one alone is not enough."""
     input_ids, answers = make_table("addition", 11)

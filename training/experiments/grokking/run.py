@@ -78,6 +78,9 @@ class GrokkingArguments:
     torch_compile: bool = field(
         default=False, metadata={"help": "Compile the stacks: pays in long runs; takes a C++ compiler on a CPU."}
     )
+    dtype: Literal["float32", "float64"] = field(
+        default="float32", metadata={"help": "float64: rounding does not part runs that take the same steps."}
+    )
     device: str = field(default="cpu", metadata={"help": "'cpu' or 'cuda'."})
     jobs: int = field(
         default_factory=lambda: os.cpu_count() or 1, metadata={"help": "Arms at once, one thread each; 1 on a GPU."}
@@ -107,7 +110,8 @@ class GrokkingArguments:
         modulus = "" if self.table == "s5" or self.modulus == 113 else f"-mod{self.modulus}"
         fraction = "" if self.train_fraction == 0.3 else f"-train{self.train_fraction:g}"
         beta2 = "" if self.beta2 == 0.999 else f"-beta2-{self.beta2:g}"
-        return f"{self.table}{modulus}{fraction}-lr{self.lr:g}{beta2}"
+        dtype = "" if self.dtype == "float32" else f"-{self.dtype}"
+        return f"{self.table}{modulus}{fraction}-lr{self.lr:g}{beta2}{dtype}"
 
 
 def build(arguments: GrokkingArguments, arm: str, seed: int) -> ReadOut:
@@ -117,7 +121,8 @@ def build(arguments: GrokkingArguments, arm: str, seed: int) -> ReadOut:
     size = 120 if arguments.table == "s5" else arguments.modulus
     config = SphericalConfig(vocab_size=size + 1, max_position_embeddings=3, **fields)
     torch.manual_seed(seed)
-    return ReadOut(SphericalForCausalLM(config), ARMS[arm].get("answers_only", False))
+    model = SphericalForCausalLM._from_config(config, dtype=getattr(torch, arguments.dtype))
+    return ReadOut(model, ARMS[arm].get("answers_only", False))
 
 
 def chunk_size(device: str) -> int | None:
