@@ -1,6 +1,7 @@
 """Stacked training: every model of a stack ends where torch.optim.AdamW would have taken it alone."""
 
 import copy
+import functools
 import shutil
 
 import pytest
@@ -107,6 +108,15 @@ def test_a_compiled_stack_takes_the_same_steps():
     eager.keep([2, 0])
     for name, weights in train(compiled).params.items():
         torch.testing.assert_close(weights, train(copy.deepcopy(eager)).params[name], atol=1e-5, rtol=0)
+
+
+def test_a_compiled_stack_stays_compiled_as_models_leave(monkeypatch):
+    # A back end that needs no C++ compiler: what is traced, and how often, is the same.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        stack = make_stack(count=torch._dynamo.config.recompile_limit + 2, compile=True)
+        while len(stack) > 1:
+            train(stack, 1).keep(list(range(len(stack) - 1)))
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1])

@@ -63,6 +63,7 @@ class Stack:
         self.exp_avg_sq = {name: torch.zeros_like(value) for name, value in self.params.items()}
         self.steps = 0
         self.chunk_size = chunk_size
+        self.compile = compile
         self.eps = eps
         betas = betas if isinstance(betas, list) else [betas] * count
         # float64, as torch.optim keeps its numbers.
@@ -166,6 +167,9 @@ class Stack:
         for store in (self.params, self.buffers, self.exp_avg, self.exp_avg_sq, self.hyperparameters):
             for name, value in store.items():
                 store[name] = value[indices].clone()
+        # `vmap` is compiled anew for every number of models, and torch gives up after eight.
+        if self.compile and self.chunk_size != 1:
+            torch.compiler.reset()
 
     def unstack(self, index: int) -> dict[str, torch.Tensor]:
         """Copies of the weights of one model, by name."""

@@ -268,6 +268,8 @@ def _begun(file: Path) -> Path:
 
 def _run_job(run: Callable, job, file: Path, settings: dict) -> None:
     torch.set_num_threads(1)
+    # What a job before this one compiled counts against torch's limit of eight programs a function.
+    torch.compiler.reset()
     _begun(file).write_text(json.dumps({"settings": settings}), encoding="utf-8")
     rows = [{**row, "revision": code_revision()} for row in run(job, file.with_suffix(""))]
     # Under another name until it is whole.
