@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -366,6 +367,11 @@ def test_an_output_folder_of_another_run_is_refused(recipe, finished, tmp_path):
     (tmp_path / "notes.txt").write_text("something else")
     with pytest.raises(ValueError, match="is not empty"):
         run(recipe, tmp_path)
+
+
+def test_a_finished_run_is_read_back_from_a_moved_checkout(recipe, finished, tmp_path):
+    shutil.copytree(recipe.parent / "model", tmp_path / "moved")
+    assert run(recipe, finished[0], "--model_config", tmp_path / "moved") == finished[1]
 
 
 def test_resuming_with_a_changed_model_is_refused(recipe, finished, tmp_path):

@@ -82,7 +82,11 @@ def check_output_dir(output_dir: Path, run: dict) -> None:
         raise ValueError(
             f"`output_dir`={str(output_dir)!r} is not empty and holds no run of this command: choose another one."
         )
-    differences = _differences(json.loads(file.read_text(encoding="utf-8")), run)
+    # Where a preset lies decides nothing beside what it says, `config`: a checkout may move.
+    found, wanted = (
+        {**described, "model_config": None} for described in (json.loads(file.read_text(encoding="utf-8")), run)
+    )
+    differences = _differences(found, wanted)
     if differences:
         raise ValueError(
             f"`output_dir`={str(output_dir)!r} holds another run ({differences}): choose another `output_dir`, give "
