@@ -194,6 +194,15 @@ def test_command_writes_tables_and_goes_on(tmp_path, monkeypatch, capsys, in_thi
     assert without_revision(grok(tmp_path, "stopped")) == without_revision(rows)
 
 
+def test_nudged_weights_are_those_of_the_seed_but_for_rounding():
+    arguments = run.GrokkingArguments(modulus=7, dtype="float64")
+    nudged, plain = (dict(run.build(arguments, arm, 1).named_parameters()) for arm in ("sphere-nudged", "sphere"))
+    for name, weight in plain.items():
+        changes = (nudged[name] / weight - 1)[weight != 0]
+        assert changes.numel() == 0 or 0.5e-7 < changes.std() < 2e-7, name
+    assert run.build(run.GrokkingArguments(modulus=7), "sphere", 1).causal_lm.dtype == torch.float32
+
+
 def test_a_seed_alone_is_a_seed_of_the_stack(tmp_path):
     arguments = run.GrokkingArguments(modulus=7, train_fraction=0.8, lr=1e-2, max_epochs=40, seeds=[1, 2, 3])
     alone = run.GrokkingArguments(modulus=7, train_fraction=0.8, lr=1e-2, max_epochs=40, seeds=[2])
@@ -302,6 +311,7 @@ CHANGES = {
     "without gains": {"norm_affine": (False, True)},
     "beta2 0.98": {"beta2": (0.98, 0.999)},
     "no logit": {"answers_only": (True, False)},
+    "nothing but rounding": {"nudge": (1e-7, 0.0)},
     "tau 5": {"logit_scale": (5.0, 10.0)},
     "tau 20": {"logit_scale": (20.0, 10.0)},
     "tau 40": {"logit_scale": (40.0, 10.0)},
@@ -312,7 +322,7 @@ CHANGES = {
 def test_comparisons_change_what_they_name(pair, words):
     defaults = {
         "attention_routing": "softmax", "norm_affine": True, "logit_scale": 10.0, "weight_decay": 1.0, "beta2": 0.999,
-        "answers_only": False,
+        "answers_only": False, "nudge": 0.0,
     }  # fmt: skip
     one, other = ({**defaults, **ARMS[arm]} for arm in pair)
     changed = {key: (one[key], other[key]) for key in one if one[key] != other[key]}

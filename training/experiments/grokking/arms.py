@@ -6,7 +6,7 @@ RMS_NORM = {"residual_norm": "rms_norm", "bounded_unembedding": False}
 UNIFORM = {"attention_routing": "uniform"}
 
 # Fields of SphericalConfig; AdamW's `weight_decay` (default 1) and `beta2` (default: the command's); `answers_only`:
-# as published, a causal LM's logit of "=" is left out.
+# as published, a causal LM's logit of "=" is left out; `nudge`: relative change of the first weights.
 ARMS = {
     # As published
     "sphere-wd0": {**SPHERE, "weight_decay": 0.0},
@@ -31,6 +31,8 @@ ARMS = {
     "uniform-sphere-wd0-beta2-0.98": {**SPHERE, **UNIFORM, "weight_decay": 0.0, "beta2": 0.98},
     "uniform-layer_norm-beta2-0.98": {**LAYER_NORM, **UNIFORM, "beta2": 0.98},
     "sphere-answers-only": {**SPHERE, "answers_only": True},
+    # As much as rounding does: how far it alone moves an onset
+    "sphere-nudged": {**SPHERE, "nudge": 1e-7},
     "sphere-wd0-tau-5": {**SPHERE, "logit_scale": 5.0, "weight_decay": 0.0},
     "sphere-wd0-tau-20": {**SPHERE, "logit_scale": 20.0, "weight_decay": 0.0},
     "sphere-wd0-tau-40": {**SPHERE, "logit_scale": 40.0, "weight_decay": 0.0},
@@ -61,6 +63,7 @@ COMPARISONS = {
     ("uniform-sphere-wd0-beta2-0.98", "uniform-sphere-wd0"): "beta2 0.98, uniform attention",
     ("uniform-layer_norm-beta2-0.98", "uniform-layer_norm"): "beta2 0.98, uniform LayerNorm",
     ("sphere-answers-only", "sphere"): 'no logit for "="',
+    ("sphere-nudged", "sphere"): "nothing but rounding: first weights changed by 1e-7 of themselves",
     ("sphere-wd0-tau-5", "sphere-wd0"): "tau 5 for 10",
     ("sphere-wd0-tau-20", "sphere-wd0"): "tau 20 for 10",
     ("sphere-wd0-tau-40", "sphere-wd0"): "tau 40 for 10",

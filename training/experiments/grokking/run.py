@@ -116,12 +116,15 @@ class GrokkingArguments:
 
 def build(arguments: GrokkingArguments, arm: str, seed: int) -> ReadOut:
     """The published one-layer model of an arm before training."""
-    apart = ("weight_decay", "beta2", "answers_only")
+    apart = ("weight_decay", "beta2", "answers_only", "nudge")
     fields = {key: value for key, value in ARMS[arm].items() if key not in apart}
     size = 120 if arguments.table == "s5" else arguments.modulus
     config = SphericalConfig(vocab_size=size + 1, max_position_embeddings=3, **fields)
     torch.manual_seed(seed)
     model = SphericalForCausalLM._from_config(config, dtype=getattr(torch, arguments.dtype))
+    with torch.no_grad():
+        for parameter in model.parameters() if "nudge" in ARMS[arm] else ():
+            parameter *= 1 + ARMS[arm]["nudge"] * torch.randn_like(parameter)
     return ReadOut(model, ARMS[arm].get("answers_only", False))
 
 
