@@ -37,6 +37,6 @@ def in_checkout(monkeypatch, request):
 def in_this_process(monkeypatch):
     """Jobs of experiments without the seconds that a fresh interpreter takes to import torch."""
     threads = torch.get_num_threads()
-    monkeypatch.setattr(small_runs, "ProcessPoolExecutor", lambda processes, mp_context: ThreadPoolExecutor(processes))
+    monkeypatch.setattr(small_runs, "ProcessPoolExecutor", lambda processes, **_: ThreadPoolExecutor(processes))
     yield
     torch.set_num_threads(threads)

@@ -1,9 +1,14 @@
 """Experiments, end to end at toy size: they go on where they stopped and write what their READMEs show."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -16,6 +21,9 @@ from training.experiments.induction.arms import ARMS, LearnedShiftAttention
 from training.experiments.prism_vs_baselines import run as prism_vs_baselines
 from training.experiments.recall_scaling import run as recall_scaling
 from training.experiments.small_runs import SmallRunArguments, at_best_rate, first_step_at, run_jobs
+
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_prism_vs_baselines(tmp_path, corpus, in_checkout, capsys):
@@ -168,6 +176,48 @@ def test_a_stopped_run_ends_as_if_it_had_not_stopped(name, stop, tmp_path):
     assert rows == straight
     # The rows depend on what was trained: they are not those of an untrained model.
     assert len({tuple(row["curve"]) for row in rows}) > 1
+
+
+SLEEPER = """
+import os, sys, time
+from pathlib import Path
+from training.experiments.small_runs import run_jobs
+
+def sleep(job, stem):
+    Path(f"{stem}.pid").write_text(str(os.getpid()))
+    time.sleep(600)
+
+if __name__ == "__main__":
+    run_jobs(sleep, {"only": 0}, Path(sys.argv[1]), {}, 1)
+"""
+
+
+def is_running(pid: int) -> bool:
+    # Where nobody collects orphans, one that has ended stays as a zombie.
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def wait_for(condition, seconds: int = 120):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+def test_workers_end_with_the_command_that_was_killed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SLEEPER)
+    file = tmp_path / "runs" / "only.pid"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = subprocess.Popen([sys.executable, script, tmp_path / "runs"], env=environment)
+    try:
+        assert wait_for(lambda: file.is_file() and file.read_text())
+        worker = int(file.read_text())
+        assert is_running(worker)
+    finally:
+        command.kill()
+        command.wait()
+    assert wait_for(lambda: not is_running(worker), seconds=30)
 
 
 def square_unless_stopped(job: int, stem: Path) -> list[dict]:

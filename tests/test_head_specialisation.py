@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from modeling_prism.analysis import heads, momentum, prism, untrained_copy
 from modeling_prism.analysis.collect import Batch
 from training import pretrain
 from training.data import DataArguments, load_texts, train_tokenizer
-from training.experiments import small_runs
 from training.experiments.head_specialisation import measure, report, run
 from training.experiments.head_specialisation.arms import ARMS
 from training.experiments.head_specialisation.effects import (
@@ -297,10 +295,8 @@ def test_effect_table():
 
 
 @pytest.fixture
-def command(tmp_path, corpus, monkeypatch):
+def command(tmp_path, corpus, in_this_process):
     """At toy size, in this process: (options) -> rows of results.jsonl."""
-    threads = torch.get_num_threads()
-    monkeypatch.setattr(small_runs, "ProcessPoolExecutor", lambda processes, mp_context: ThreadPoolExecutor(processes))
 
     def call(learning_rate="1.0e-2", **options):
         recipe = tmp_path / "recipe.yaml"
@@ -322,8 +318,7 @@ def command(tmp_path, corpus, monkeypatch):
         lines = (tmp_path / "results" / "results.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
-    yield call
-    torch.set_num_threads(threads)
+    return call
 
 
 def test_the_command_writes_data_tables_and_plots_and_repeats_nothing(command, tmp_path, capsys):

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -280,6 +281,16 @@ def _run_job(run: Callable, job, file: Path, settings: dict) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it has been killed, instead of working on unseen."""
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def run_jobs(run: Callable, jobs: dict, folder: Path, settings: dict, processes: int) -> list[dict]:
     """
     Runs what is not finished yet and returns the rows of all jobs, in their order.
@@ -310,7 +321,8 @@ def run_jobs(run: Callable, jobs: dict, folder: Path, settings: dict, processes:
     missing = [name for name in jobs if not files[name].is_file()]
     progress = tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=folder.name, unit="job")
     # A fresh interpreter each: what torch holds does not survive a fork.
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent) as pool:
         futures = {pool.submit(_run_job, run, jobs[name], files[name], settings): name for name in missing}
         for future in as_completed(futures):
             future.result()
