@@ -98,6 +98,9 @@ def test_other_bad_input():
         ({"arms": []}, "`arms` must be one or more"),
         ({"seeds": [1, 1]}, "`seeds` must be .* all different"),
         ({"lr": 0.0}, "`lr` must be above 0"),
+        ({"lr": float("inf")}, "`lr` must be above 0 and finite"),
+        ({"settle_epochs": -50}, "`settle_epochs` must be at least 0"),
+        ({"test_onset": 95.0}, "`test_onset` is a share, .* 0.95 for 95 %"),
         ({"eval_epochs": 0}, "`eval_epochs` must be at least 1"),
         ({"train_fraction": 1.0}, "leaves a split"),
         ({"modulus": -1}, "`modulus` must be a positive integer"),
@@ -168,7 +171,8 @@ def test_command_writes_tables_and_goes_on(tmp_path, monkeypatch, capsys, in_thi
     assert len(rows) == 6 and {row["arm"] for row in rows} == {"sphere-wd0", "layer_norm"}
     table = (tmp_path / "whole_results" / "tables.md").read_text()
     assert table in capsys.readouterr().out and "| sphere-wd0 |" in table
-    assert (tmp_path / "whole_results" / "addition-mod7-train0.7-lr0.01.png").stat().st_size > 10_000
+    for ending in report.FIGURES:
+        assert (tmp_path / "whole_results" / f"addition-mod7-train0.7-lr0.01{ending}.png").stat().st_size > 10_000
     for row in rows:
         curves = row["curves"]
         assert all(len(curves[name]) == row["epochs"] // 5 + 1 for name in run.CURVES)
@@ -190,8 +194,68 @@ def test_command_writes_tables_and_goes_on(tmp_path, monkeypatch, capsys, in_thi
     with pytest.raises(KeyboardInterrupt):
         grok(tmp_path, "stopped")
     assert list((tmp_path / "stopped").rglob("*.pt"))
+    # The curves so far, beside the checkpoint.
+    for ending in report.FIGURES:
+        (picture,) = (tmp_path / "stopped").rglob(f"sphere-wd0{ending}.png")
+        assert picture.stat().st_size > 10_000
     monkeypatch.setattr(Stack, "step", real_step)
     assert without_revision(grok(tmp_path, "stopped")) == without_revision(rows)
+
+
+def test_results_of_other_seeds_are_kept_and_other_settings_refused(tmp_path, in_this_process):
+    def go(seeds, **options):
+        command = {
+            "modulus": 7, "train_fraction": 0.7, "max_epochs": 5, "jobs": 1, "arms": "sphere", "seeds": seeds,
+            "output_dir": tmp_path / f"runs-{seeds[0]}{seeds[-1]}", "results_dir": tmp_path / "results", **options,
+        }  # fmt: skip
+        run.main([word for key, value in command.items() for word in (f"--{key}", *str(value).split())])
+        (file,) = (tmp_path / "results").rglob("sphere.jsonl")
+        return [json.loads(line) for line in file.read_text().splitlines()]
+
+    first = go("1 3")
+    assert [row["seed"] for row in first] == [1, 3]
+    assert first[0]["settings"]["max_epochs"] == 5 and first[0]["settings"]["test_onset"] == 0.95
+    both = go("2")
+    assert [row["seed"] for row in both] == [1, 2, 3] and [both[0], both[2]] == first
+    with pytest.raises(ValueError, match=r"sphere.jsonl holds seed 1 under .*'max_epochs': \(5, 6\).*--results_dir"):
+        go("1 2 3", max_epochs=6, output_dir=tmp_path / "nowhere")
+    # Before any work.
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1])
+@pytest.mark.parametrize("arm", ["sphere", "uniform-layer_norm", "rms_norm", "sphere-wd0-beta2-0.98"])
+def test_a_seed_follows_torch_adamw_on_the_full_model(arm, chunk_size):
+    """Read-out, stack and AdamW together against the whole model under torch.optim.AdamW, in float64."""
+    arguments = run.GrokkingArguments(modulus=11, dtype="float64")
+    input_ids, answers = make_table("addition", 11)
+    splits = {seed: split_table(len(answers), 0.5, seed)[0] for seed in (1, 2)}
+    decay, betas = ARMS[arm].get("weight_decay", 1.0), (0.9, ARMS[arm].get("beta2", 0.999))
+    stack = Stack(
+        [run.build(arguments, arm, seed) for seed in splits],
+        run.read_out_loss,
+        learning_rate=1e-3,
+        weight_decay=decay,
+        betas=betas,
+        chunk_size=chunk_size,
+    )
+    for _ in range(60):
+        stack.step(*(torch.stack([part[rows] for rows in splits.values()]) for part in (input_ids[:, :2], answers)))
+
+    for index, (seed, rows) in enumerate(splits.items()):
+        model = run.build(arguments, arm, seed).causal_lm
+        started = {name: weight.clone() for name, weight in model.named_parameters()}
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=decay, betas=betas)
+        for _ in range(60):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(input_ids[rows]).logits[:, -1], answers[rows]).backward()
+            optimizer.step()
+        stacked = stack.unstack(index)
+        for name, weight in model.named_parameters():
+            torch.testing.assert_close(stacked[f"causal_lm.{name}"], weight.detach(), rtol=0, atol=1e-10, msg=name)
+        # What the agreement is worth.
+        moved = max((weight - started[name]).abs().max().item() for name, weight in model.named_parameters())
+        assert moved > 0.03
 
 
 def test_nudged_weights_are_those_of_the_seed_but_for_rounding():
@@ -348,9 +412,16 @@ def test_table_of_comparisons():
 
 
 def test_overview_says_what_is_not_run():
-    rows = [{"test_onset": 500, "peak_test_accuracy": 0.98}, {"test_onset": None, "peak_test_accuracy": 0.5}]
-    results = {"addition-lr0.0006": {"sphere": rows}, "s5-lr0.001-beta2-0.98": {"uniform-rms_norm": rows}}
+    both = {"settings": {"settle_epochs": 100}}
+    rows = [
+        {"test_onset": 500, "peak_test_accuracy": 0.98, **both},
+        {"test_onset": None, "peak_test_accuracy": 0.5, **both},
+    ]
+    results = {"addition-lr0.0006": {"sphere": rows}, "s5-lr0.001": {"uniform-rms_norm-beta2-0.98": rows}}
     lines = report.make_overview(results).splitlines()
     assert "| addition-lr0.0006 | sphere | epochs to grok | 1,560 ± 853 | 500 (1 of 2) |" in lines
-    assert "| s5-lr0.001-beta2-0.98 | uniform-rms_norm | best test accuracy | 99.65 % | 74.00 %, 2 seeds |" in lines
+    assert (
+        "| s5-lr0.001 | uniform-rms_norm-beta2-0.98 | best test accuracy | 99.65 % "
+        "| 74.00 % within 100 epochs of grokking (1 of 2) |" in lines
+    )
     assert sum(line.endswith("| not run |") for line in lines) == len(lines) - 4

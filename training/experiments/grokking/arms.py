@@ -5,7 +5,7 @@ LAYER_NORM = {"residual_norm": "layer_norm", "bounded_unembedding": False}
 RMS_NORM = {"residual_norm": "rms_norm", "bounded_unembedding": False}
 UNIFORM = {"attention_routing": "uniform"}
 
-# Fields of SphericalConfig; AdamW's `weight_decay` (default 1) and `beta2` (default: the command's); `answers_only`:
+# Fields of SphericalConfig; AdamW's `weight_decay` (default 1) and `beta2` (default 0.999); `answers_only`:
 # as published, a causal LM's logit of "=" is left out; `nudge`: relative change of the first weights.
 ARMS = {
     # As published
@@ -13,12 +13,16 @@ ARMS = {
     "sphere": SPHERE,
     "layer_norm": LAYER_NORM,
     "rms_norm": RMS_NORM,
-    "uniform-sphere-wd0": {**SPHERE, **UNIFORM, "weight_decay": 0.0},
-    "uniform-layer_norm": {**LAYER_NORM, **UNIFORM},
+    "uniform-sphere-wd0-beta2-0.98": {**SPHERE, **UNIFORM, "weight_decay": 0.0, "beta2": 0.98},
+    "uniform-layer_norm-beta2-0.98": {**LAYER_NORM, **UNIFORM, "beta2": 0.98},
+    "uniform-rms_norm-beta2-0.98": {**RMS_NORM, **UNIFORM, "beta2": 0.98},
     # Published under the name of the sphere: the unembedding is not bounded there
-    "uniform-sphere-unbounded": {**SPHERE, **UNIFORM, "bounded_unembedding": False},
+    "uniform-sphere-unbounded-beta2-0.98": {**SPHERE, **UNIFORM, "bounded_unembedding": False, "beta2": 0.98},
     # Controls
+    "uniform-sphere-wd0": {**SPHERE, **UNIFORM, "weight_decay": 0.0},
     "uniform-sphere": {**SPHERE, **UNIFORM},
+    "uniform-sphere-unbounded": {**SPHERE, **UNIFORM, "bounded_unembedding": False},
+    "uniform-layer_norm": {**LAYER_NORM, **UNIFORM},
     "uniform-rms_norm": {**RMS_NORM, **UNIFORM},
     "sphere-unbounded-wd0": {**SPHERE, "bounded_unembedding": False, "weight_decay": 0.0},
     "sphere-unbounded": {**SPHERE, "bounded_unembedding": False},
@@ -28,8 +32,6 @@ ARMS = {
     "rms_norm-plain": {**RMS_NORM, "norm_affine": False},
     "layer_norm-wd0": {**LAYER_NORM, "weight_decay": 0.0},
     "sphere-wd0-beta2-0.98": {**SPHERE, "weight_decay": 0.0, "beta2": 0.98},
-    "uniform-sphere-wd0-beta2-0.98": {**SPHERE, **UNIFORM, "weight_decay": 0.0, "beta2": 0.98},
-    "uniform-layer_norm-beta2-0.98": {**LAYER_NORM, **UNIFORM, "beta2": 0.98},
     "sphere-answers-only": {**SPHERE, "answers_only": True},
     # As much as rounding does: how far it alone moves an onset
     "sphere-nudged": {**SPHERE, "nudge": 1e-7},
@@ -62,6 +64,8 @@ COMPARISONS = {
     ("sphere-wd0-beta2-0.98", "sphere-wd0"): "beta2 0.98",
     ("uniform-sphere-wd0-beta2-0.98", "uniform-sphere-wd0"): "beta2 0.98, uniform attention",
     ("uniform-layer_norm-beta2-0.98", "uniform-layer_norm"): "beta2 0.98, uniform LayerNorm",
+    ("uniform-rms_norm-beta2-0.98", "uniform-rms_norm"): "beta2 0.98, uniform RMSNorm",
+    ("uniform-sphere-unbounded-beta2-0.98", "uniform-sphere-unbounded"): "beta2 0.98, uniform unbounded sphere",
     ("sphere-answers-only", "sphere"): 'no logit for "="',
     ("sphere-nudged", "sphere"): "nothing but rounding: first weights changed by 1e-7 of themselves",
     ("sphere-wd0-tau-5", "sphere-wd0"): "tau 5 for 10",

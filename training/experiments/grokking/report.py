@@ -39,19 +39,26 @@ PUBLISHED = {
 }
 
 
-# Best test accuracy with uniform attention, and how many seeds reach 100 % (s5: 99 %), where given; beta2 is 0.98.
+# Best test accuracy with uniform attention, and how many seeds reach 100 % (s5: 99 %), where given.
 PUBLISHED_UNIFORM = {
-    "addition-lr0.0001-beta2-0.98": {
-        "uniform-layer_norm": "100 %, 10 of 10",
-        "uniform-sphere-unbounded": "97.65 %, 6 of 10",
-        "uniform-sphere-wd0": "100 %, 10 of 10",
+    "addition-lr0.0001": {
+        "uniform-layer_norm-beta2-0.98": "100 %, 10 of 10",
+        "uniform-sphere-unbounded-beta2-0.98": "97.65 %, 6 of 10",
+        "uniform-sphere-wd0-beta2-0.98": "100 %, 10 of 10",
     },
-    "s5-lr0.001-beta2-0.98": {
-        "uniform-layer_norm": "99.12 %",
-        "uniform-rms_norm": "99.65 %",
-        "uniform-sphere-unbounded": "2.84 %",
-        "uniform-sphere-wd0": "2.41 %",
+    "s5-lr0.001": {
+        "uniform-layer_norm-beta2-0.98": "99.12 %",
+        "uniform-rms_norm-beta2-0.98": "99.65 %",
+        "uniform-sphere-unbounded-beta2-0.98": "2.84 %",
+        "uniform-sphere-wd0-beta2-0.98": "2.41 %",
     },
+}
+
+# What the figures show: the curves of two columns, and how the y axis reads.
+FIGURES = {
+    "": (("train_accuracy", "test_accuracy"), "accuracy (dotted: training split; solid: test split)", "linear"),
+    "-loss": (("train_loss", "test_loss"), "loss, nats (dotted: training split; solid: test split)", "log"),
+    "-norms": (("weight_norm", "logit_norm"), "length (dotted: all weights; solid: logits, mean over pairs)", "log"),
 }
 
 
@@ -88,7 +95,11 @@ def make_overview(results: dict[str, dict[str, list[dict]]]) -> str:
                     grokked = sum(row["test_onset"] is not None for row in rows)
                     here = f"{mean_and_spread([row['test_onset'] for row in rows])} ({grokked} of {len(rows)})"
                 else:
-                    here = f"{100 * np.mean([row['peak_test_accuracy'] for row in rows]):.2f} %, {len(rows)} seeds"
+                    # The published runs went on to their end; ours stop `settle_epochs` after they have grokked.
+                    grokked = sum(row["test_onset"] is not None for row in rows)
+                    best = 100 * np.mean([row["peak_test_accuracy"] for row in rows])
+                    after = rows[0]["settings"]["settle_epochs"]
+                    here = f"{best:.2f} % within {after} epochs of grokking ({grokked} of {len(rows)})"
                 lines.append(f"| {name} | {arm} | {measured} | {figure} | {here} |")
     return "\n".join(lines) + "\n"
 
@@ -183,30 +194,35 @@ def make_spectrum_table(arms: dict[str, list[dict]]) -> str:
     return "\n".join(lines) + "\n" if len(lines) > 2 else ""
 
 
-def plot(arms: dict[str, list[dict]], title: str, file: Path) -> None:
-    """Train (dotted) and test (solid) accuracy of every seed against epochs, a panel an arm."""
+def plot(arms: dict[str, dict[int, dict]], title: str, stem: Path) -> None:
+    """Writes the `FIGURES` of the curves of every seed against epochs, a panel an arm, to `<stem>[-...].png`."""
     columns = min(4, len(arms))
     lines = -(-len(arms) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(max(5, 3 * columns), max(3, 2.3 * lines)), sharex=True, sharey=True, squeeze=False
-    )
-    for axis in axes.flat[len(arms) :]:
-        axis.set_visible(False)
-    for axis, (arm, rows) in zip(axes.flat, arms.items()):
-        for row in rows:
-            curves = row["curves"]
-            epochs = np.linspace(0, row["epochs"], len(curves["test_accuracy"]))
-            axis.plot(epochs, curves["train_accuracy"], color="grey", linestyle=":", linewidth=0.8)
-            axis.plot(epochs, curves["test_accuracy"], color="black", linewidth=0.8)
-        axis.set_xscale("symlog", linthresh=100)
-        axis.set_ylim(0, 1.02)
-        axis.set_title(f"{arm} ({len(rows)} seeds)", fontsize=9)
-    figure.suptitle(title, fontsize=10)
-    figure.supxlabel("epochs", fontsize=9)
-    figure.supylabel("accuracy (dotted: training split)", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
+    for ending, ((dotted, solid), label, scale) in FIGURES.items():
+        figure, axes = plt.subplots(
+            lines, columns, figsize=(max(5, 3 * columns), max(3, 2.3 * lines)), sharex=True, sharey=True, squeeze=False
+        )
+        for axis in axes.flat[len(arms) :]:
+            axis.set_visible(False)
+        for index, (axis, (arm, curves)) in enumerate(zip(axes.flat, arms.items())):
+            for seed_curves in curves.values():
+                # The measurements are as far apart as the experiment's `eval_epochs`, kept with the curves.
+                epochs = np.arange(len(seed_curves[solid])) * seed_curves["every"]
+                axis.plot(epochs, seed_curves[dotted], color="grey", linestyle=":", linewidth=0.8)
+                axis.plot(epochs, seed_curves[solid], color="black", linewidth=0.8)
+            axis.set_xscale("symlog", linthresh=100)
+            axis.set_yscale(scale)
+            if scale == "linear":
+                axis.set_ylim(0, 1.02)
+            axis.set_title(f"{arm} ({len(curves)} seeds)", fontsize=9)
+            # The lowest panel of each column, also where the last line is not full.
+            axis.tick_params(labelbottom=index + columns >= len(arms))
+        figure.suptitle(title, fontsize=10)
+        figure.supxlabel("epochs", fontsize=9)
+        figure.supylabel(label, fontsize=9)
+        figure.tight_layout()
+        figure.savefig(f"{stem}{ending}.png", dpi=150)
+        plt.close(figure)
 
 
 def write_report(folder: Path) -> str:
@@ -214,7 +230,11 @@ def write_report(folder: Path) -> str:
     results = read_results(folder)
     parts = ["### All that is published\n", make_overview(results)]
     for name, arms in results.items():
-        plot(arms, name, folder / f"{name}.png")
+        curves = {
+            arm: {row["seed"]: {**row["curves"], "every": row["settings"]["eval_epochs"]} for row in rows}
+            for arm, rows in arms.items()
+        }
+        plot(curves, name, folder / name)
         table = make_table(arms, PUBLISHED.get(name, {}))
         parts += [f"### {name}\n", table, make_comparisons(arms), make_spectrum_table(arms)]
     tables = "\n".join(filter(None, parts))

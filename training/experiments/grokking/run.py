@@ -4,16 +4,17 @@ the controls that the published evidence lacks, as arms of the same command.
 
 ```bash
 python -m training.experiments.grokking --table addition --lr 6e-4
-python -m training.experiments.grokking --table addition --lr 6e-4 --arms layer_norm rms_norm --seeds 1 2 3
+python -m training.experiments.grokking --table addition --lr 6e-4 --arms sphere-unbounded sphere-nudged --seeds 1 2 3
 python -m training.experiments.grokking --table s5 --lr 1e-3 --max_epochs 100000 --device cuda --jobs 1
 ```
 
-A stopped arm goes on from its last checkpoint, a finished one is not repeated. The tables and plots are made anew from
-all results there are.
+A stopped arm goes on from its last checkpoint, beside which its curves so far are drawn; a finished one is not
+repeated. The tables and plots are made anew from all results there are.
 """
 
 import functools
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -36,7 +37,7 @@ from modeling_prism.analysis.spherical import (
 )
 from training.experiments.grokking.arms import ARMS, PUBLISHED
 from training.experiments.grokking.read_out import ReadOut
-from training.experiments.grokking.report import write_report
+from training.experiments.grokking.report import plot, write_report
 from training.experiments.small_runs import (
     check_arms,
     check_compiler,
@@ -64,7 +65,6 @@ class GrokkingArguments:
     train_fraction: float = field(default=0.3, metadata={"help": "Share of all pairs that is trained on."})
     arms: list[str] = field(default_factory=lambda: PUBLISHED, metadata={"help": f"Of {', '.join(ARMS)}."})
     lr: float = field(default=6e-4, metadata={"help": "Learning rate; no warm-up, no schedule."})
-    beta2: float = field(default=0.999, metadata={"help": "AdamW's, for arms that do not set it."})
     seeds: list[int] = field(
         default_factory=lambda: list(range(1, 11)), metadata={"help": "Split and initial weights; one stack."}
     )
@@ -97,21 +97,30 @@ class GrokkingArguments:
         check_device(self.device)
         if self.torch_compile:
             check_compiler(self.device)
-        if not self.lr > 0:
-            raise ValueError(f"`lr` must be above 0, got {self.lr}.")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"`lr` must be above 0 and finite, got {self.lr}.")
+        if self.settle_epochs < 0:
+            raise ValueError(f"`settle_epochs` must be at least 0, got {self.settle_epochs}.")
         check_table(self.table, self.modulus)
         split_table(120**2 if self.table == "s5" else self.modulus**2, self.train_fraction, 0)
         if self.test_onset is None:
             self.test_onset = 0.99 if self.table == "s5" else 0.95
+        if not 0 < self.test_onset <= 1:
+            raise ValueError(f"`test_onset` is a share, above 0 and at most 1, got {self.test_onset}: 0.95 for 95 %.")
+
+    @property
+    def settings(self) -> dict:
+        """What every row of results carries."""
+        apart = ("table", "arms", "lr", "seeds", "output_dir", "results_dir", "jobs", "device", "torch_compile")
+        return {key: value for key, value in asdict(self).items() if key not in (*apart, "save_epochs")}
 
     @property
     def name(self) -> str:
         """What the results of this table and these settings are filed under."""
         modulus = "" if self.table == "s5" or self.modulus == 113 else f"-mod{self.modulus}"
         fraction = "" if self.train_fraction == 0.3 else f"-train{self.train_fraction:g}"
-        beta2 = "" if self.beta2 == 0.999 else f"-beta2-{self.beta2:g}"
         dtype = "" if self.dtype == "float32" else f"-{self.dtype}"
-        return f"{self.table}{modulus}{fraction}-lr{self.lr:g}{beta2}{dtype}"
+        return f"{self.table}{modulus}{fraction}-lr{self.lr:g}{dtype}"
 
 
 def build(arguments: GrokkingArguments, arm: str, seed: int) -> ReadOut:
@@ -181,6 +190,7 @@ def make_row(arguments: GrokkingArguments, arm: str, seed: int, curves: dict, mo
         "arm": arm,
         "lr": arguments.lr,
         "seed": seed,
+        "settings": arguments.settings,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_onset": train_onset,
         "test_onset": test_onset,
@@ -209,7 +219,7 @@ def run_arm(arguments: GrokkingArguments, arm: str, stem: Path) -> list[dict]:
         read_out_loss,
         learning_rate=arguments.lr,
         weight_decay=ARMS[arm].get("weight_decay", 1.0),
-        betas=(0.9, ARMS[arm].get("beta2", arguments.beta2)),
+        betas=(0.9, ARMS[arm].get("beta2", 0.999)),
         chunk_size=chunk_size(device),
         compile=arguments.torch_compile,
     )
@@ -225,6 +235,9 @@ def run_arm(arguments: GrokkingArguments, arm: str, stem: Path) -> list[dict]:
         if stack.steps % arguments.save_epochs == 0:
             state = {"stack": stack.state_dict(), "active": active, "finished": finished, "curves": curves}
             save_checkpoint(state, checkpoint)
+            if stack.steps:
+                so_far = {seed: {**curves[seed], "every": arguments.eval_epochs} for seed in curves}
+                plot({arm: so_far}, f"{stem.parent.name}, up to epoch {stack.steps:,}", stem)
         if stack.steps % arguments.eval_epochs == 0:
             masks = torch.stack([is_train[seed] for seed in active])
             shared = (tensor.expand(len(active), *tensor.shape) for tensor in (pairs, answers))
@@ -259,21 +272,39 @@ def run_arm(arguments: GrokkingArguments, arm: str, stem: Path) -> list[dict]:
     return [finished[seed] for seed in arguments.seeds]
 
 
+def kept_rows(arguments: GrokkingArguments, file: Path) -> list[dict]:
+    """What `file` holds of other seeds. Refuses to replace a seed that was run under other settings."""
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    for row in rows:
+        differences = {
+            key: (row["settings"][key], value)
+            for key, value in arguments.settings.items()
+            if row["settings"][key] != value
+        }
+        if row["seed"] in arguments.seeds and differences:
+            raise ValueError(
+                f"{file} holds seed {row['seed']} under other settings, (then, now): {differences}. Give another "
+                "`--results_dir`, or those settings."
+            )
+    return [row for row in rows if row["seed"] not in arguments.seeds]
+
+
 def main(argv: list[str] | None = None) -> None:
     (arguments,) = HfArgumentParser(GrokkingArguments).parse_args_into_dataclasses(
         sys.argv[1:] if argv is None else argv, look_for_args_file=False
     )
-    apart = ("arms", "output_dir", "results_dir", "jobs", "device", "torch_compile", "save_epochs")
-    settings = {key: value for key, value in asdict(arguments).items() if key not in apart}
+    results = Path(arguments.results_dir, "results", arguments.name)
+    files = {arm: results / f"{arm}.jsonl" for arm in arguments.arms}
+    kept = {arm: kept_rows(arguments, file) for arm, file in files.items()}
+    settings = {"table": arguments.table, "lr": arguments.lr, "seeds": arguments.seeds, **arguments.settings}
     folder = Path(arguments.output_dir, arguments.name)
     jobs = {arm: arm for arm in arguments.arms}
     rows = run_jobs(functools.partial(run_arm, arguments), jobs, folder, settings, arguments.jobs)
 
-    results = Path(arguments.results_dir, "results", arguments.name)
     results.mkdir(parents=True, exist_ok=True)
-    for arm in arguments.arms:
-        lines = [json.dumps(row) + "\n" for row in rows if row["arm"] == arm]
-        (results / f"{arm}.jsonl").write_text("".join(lines), encoding="utf-8")
+    for arm, file in files.items():
+        all_rows = sorted([*kept[arm], *(row for row in rows if row["arm"] == arm)], key=lambda row: row["seed"])
+        file.write_text("".join(json.dumps(row) + "\n" for row in all_rows), encoding="utf-8")
     print(write_report(Path(arguments.results_dir)))
 
 
