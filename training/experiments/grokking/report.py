@@ -181,15 +181,14 @@ def make_spectrum_table(arms: dict[str, list[dict]]) -> str:
         spectra = [row["spectrum"] for row in rows if row.get("spectrum") and row["test_onset"] is not None]
         if not spectra:
             continue
-        shares = [
-            np.median([spectrum[f"{name}_top5_variance"] for spectrum in spectra])
-            for name in ("unembedding", "logits")
-        ]
+        shares = []
+        for name in ("unembedding", "logits"):
+            found = [spectrum[f"{name}_top5_variance"] for spectrum in spectra]
+            shares.append("not measured" if None in found else f"{np.median(found):.3f}")
         kept = [np.median([spectrum["accuracy_by_top_k"][k] for spectrum in spectra]) for k in ("1", "3", "5", "10")]
         then = np.median([row["curves"]["test_accuracy"][-1] for row in rows if row["test_onset"] is not None])
         lines.append(
-            f"| {arm} | {shares[0]:.3f} | {shares[1]:.3f} | {', '.join(f'{value:.3f}' for value in kept)} "
-            f"| {then:.3f} |"
+            f"| {arm} | {shares[0]} | {shares[1]} | {', '.join(f'{value:.3f}' for value in kept)} | {then:.3f} |"
         )
     return "\n".join(lines) + "\n" if len(lines) > 2 else ""
 
