@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -204,20 +205,27 @@ def wait_for(condition, seconds: int = 120):
     return found
 
 
-def test_workers_end_with_the_command_that_was_killed(tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_the_command(how, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SLEEPER)
     file = tmp_path / "runs" / "only.pid"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = subprocess.Popen([sys.executable, script, tmp_path / "runs"], env=environment)
+    command = subprocess.Popen(
+        [sys.executable, script, tmp_path / "runs"], env=environment, stderr=subprocess.PIPE, text=True
+    )
     try:
         assert wait_for(lambda: file.is_file() and file.read_text())
         worker = int(file.read_text())
         assert is_running(worker)
+        command.send_signal(how)
+        assert wait_for(lambda: command.poll() is not None, seconds=30)
+        assert wait_for(lambda: not is_running(worker), seconds=30)
     finally:
         command.kill()
-        command.wait()
-    assert wait_for(lambda: not is_running(worker), seconds=30)
+    if how == signal.SIGINT:
+        told = command.stderr.read()
+        assert command.returncode == 130 and "The same command goes on" in told and "Traceback" not in told
 
 
 def square_unless_stopped(job: int, stem: Path) -> list[dict]:

@@ -170,7 +170,8 @@ def test_command_writes_tables_and_goes_on(tmp_path, monkeypatch, capsys, in_thi
     rows = grok(tmp_path, "whole")
     assert len(rows) == 6 and {row["arm"] for row in rows} == {"sphere-wd0", "layer_norm"}
     table = (tmp_path / "whole_results" / "tables.md").read_text()
-    assert table in capsys.readouterr().out and "| sphere-wd0 |" in table
+    # What is published is for the published sizes.
+    assert table in capsys.readouterr().out and "| sphere-wd0 |" in table and "published\n" not in table
     for ending in report.FIGURES:
         assert (tmp_path / "whole_results" / f"addition-mod7-train0.7-lr0.01{ending}.png").stat().st_size > 10_000
     for row in rows:
@@ -191,8 +192,9 @@ def test_command_writes_tables_and_goes_on(tmp_path, monkeypatch, capsys, in_thi
         return real_step(self, *batch)
 
     monkeypatch.setattr(Stack, "step", step)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit):
         grok(tmp_path, "stopped")
+    assert "The same command goes on" in capsys.readouterr().err
     assert list((tmp_path / "stopped").rglob("*.pt"))
     # The curves so far, beside the checkpoint.
     for ending in report.FIGURES:
@@ -348,6 +350,7 @@ def test_table_of_the_report():
         for onset in (500, 700, None)
     ]
     line = report.make_table({"sphere": rows}, {"sphere": "1,560 ± 853"}).splitlines()[2]
+    assert report.mean_and_spread(rows[2:], "test_onset") == "not in 900"
     assert line == "| sphere | 1,560 ± 853 | 600 ± 141 | 2 of 3 | 100 ± 0 | 500 ± 141 | 99.00 % | 900 |"
 
 
@@ -397,7 +400,10 @@ def test_comparisons_change_what_they_name(pair, words):
 
 def test_table_of_comparisons():
     rows = {
-        arm: [{"seed": seed, "test_onset": onset, "delay": onset and onset - 100} for seed, onset in seeds.items()]
+        arm: [
+            {"seed": seed, "test_onset": onset, "delay": onset and onset - 100, "epochs": 9000}
+            for seed, onset in seeds.items()
+        ]
         for arm, seeds in {
             "sphere": {1: 300, 2: 400, 3: 9},
             "layer_norm": {2: 4000, 1: 3001},
@@ -407,15 +413,15 @@ def test_table_of_comparisons():
     }
     table = report.make_comparisons(rows)
     assert "| sphere | layer_norm | 2 | 0.10 (0.10 to 0.10) | 0.07 (" in table
-    assert "| rms_norm | layer_norm | 2 | 1 of 2 of rms_norm do not grok |  |" in table
+    assert "| rms_norm | layer_norm | 2 | rms_norm: 1 of 2 not in 9,000 |  |" in table
     assert len(table.splitlines()) == 4
 
 
 def test_overview_says_what_is_not_run():
     both = {"settings": {"settle_epochs": 100}}
     rows = [
-        {"test_onset": 500, "peak_test_accuracy": 0.98, **both},
-        {"test_onset": None, "peak_test_accuracy": 0.5, **both},
+        {"test_onset": 500, "peak_test_accuracy": 0.98, "epochs": 600, **both},
+        {"test_onset": None, "peak_test_accuracy": 0.5, "epochs": 900, **both},
     ]
     results = {"addition-lr0.0006": {"sphere": rows}, "s5-lr0.001": {"uniform-rms_norm-beta2-0.98": rows}}
     lines = report.make_overview(results).splitlines()

@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -281,8 +283,9 @@ def _run_job(run: Callable, job, file: Path, settings: dict) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _end_with_parent() -> None:
-    """Ends this process when the one that started it has been killed, instead of working on unseen."""
+def _obey_parent() -> None:
+    """Leaves Ctrl-C to the process that started this one, and ends with it if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait():
         multiprocessing.parent_process().join()
@@ -305,6 +308,7 @@ def run_jobs(run: Callable, jobs: dict, folder: Path, settings: dict, processes:
 
     Raises:
         ValueError: `folder` holds a job finished, or begun, under other settings.
+        SystemExit: interrupted.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps(settings))
@@ -322,11 +326,19 @@ def run_jobs(run: Callable, jobs: dict, folder: Path, settings: dict, processes:
     progress = tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=folder.name, unit="job")
     # A fresh interpreter each: what torch holds does not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_obey_parent) as pool:
         futures = {pool.submit(_run_job, run, jobs[name], files[name], settings): name for name in missing}
-        for future in as_completed(futures):
-            future.result()
-            progress.set_postfix_str(futures[future])
-            progress.update()
+        try:
+            for future in as_completed(futures):
+                future.result()
+                progress.set_postfix_str(futures[future])
+                progress.update()
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            progress.close()
+            print("Stopped. The same command goes on from the last checkpoints.", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGINT) from None
     progress.close()
     return [row for file in files.values() for row in json.loads(file.read_text(encoding="utf-8"))["rows"]]

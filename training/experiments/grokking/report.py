@@ -73,11 +73,11 @@ def read_results(folder: Path) -> dict[str, dict[str, list[dict]]]:
     return results
 
 
-def mean_and_spread(values: list[float | None]) -> str:
+def mean_and_spread(rows: list[dict], key: str) -> str:
     """Mean ± standard deviation of the seeds that got there."""
-    reached = [value for value in values if value is not None]
+    reached = [row[key] for row in rows if row[key] is not None]
     if not reached:
-        return "never"
+        return f"not in {max(row['epochs'] for row in rows):,}"
     spread = f" ± {np.std(reached, ddof=1):,.0f}" if len(reached) > 1 else ""
     return f"{np.mean(reached):,.0f}{spread}"
 
@@ -93,7 +93,7 @@ def make_overview(results: dict[str, dict[str, list[dict]]]) -> str:
                     here = "not run"
                 elif published is PUBLISHED:
                     grokked = sum(row["test_onset"] is not None for row in rows)
-                    here = f"{mean_and_spread([row['test_onset'] for row in rows])} ({grokked} of {len(rows)})"
+                    here = f"{mean_and_spread(rows, 'test_onset')} ({grokked} of {len(rows)})"
                 else:
                     # The published runs went on to their end; ours stop `settle_epochs` after they have grokked.
                     grokked = sum(row["test_onset"] is not None for row in rows)
@@ -114,7 +114,7 @@ def make_table(arms: dict[str, list[dict]], published: dict[str, str]) -> str:
     for arm, rows in arms.items():
         grokked = sum(row["test_onset"] is not None for row in rows)
         peaks = np.array([row["peak_test_accuracy"] for row in rows])
-        columns = [mean_and_spread([row[key] for row in rows]) for key in ("test_onset", "train_onset", "delay")]
+        columns = [mean_and_spread(rows, key) for key in ("test_onset", "train_onset", "delay")]
         lines.append(
             f"| {arm} | {published.get(arm, '')} | {columns[0]} | {grokked} of {len(rows)} | {columns[1]} "
             f"| {columns[2]} | {100 * peaks.mean():.2f} % | {max(row['epochs'] for row in rows):,} |"
@@ -155,7 +155,9 @@ def make_comparisons(arms: dict[str, list[dict]]) -> str:
         failed = {arm: sum(row["test_onset"] is None for row in rows) for arm, rows in pairs.items()}
         if any(failed.values()):
             told = ", ".join(
-                f"{count} of {len(common)} of {arm} do not grok" for arm, count in failed.items() if count
+                f"{arm}: {count} of {len(common)} not in {max(row['epochs'] for row in pairs[arm]):,}"
+                for arm, count in failed.items()
+                if count
             )
             ratios = [told, ""]
         else:
@@ -227,7 +229,8 @@ def plot(arms: dict[str, dict[int, dict]], title: str, stem: Path) -> None:
 def write_report(folder: Path) -> str:
     """Writes tables.md and a plot for each results folder; returns the tables."""
     results = read_results(folder)
-    parts = ["### All that is published\n", make_overview(results)]
+    published = {*PUBLISHED, *PUBLISHED_UNIFORM} & results.keys()
+    parts = ["### All that is published\n", make_overview(results)] if published else []
     for name, arms in results.items():
         curves = {
             arm: {row["seed"]: {**row["curves"], "every": row["settings"]["eval_epochs"]} for row in rows}
