@@ -42,6 +42,7 @@ ARMS = {
 # Each arm beside the one that it differs from in the thing named.
 COMPARISONS = {
     ("sphere", "layer_norm"): "the published step: sphere and bounded unembedding for LayerNorm",
+    ("uniform-sphere", "uniform-layer_norm"): "the published step, both with uniform attention",
     ("sphere-wd0", "layer_norm-wd0"): "the same, both without weight decay",
     ("rms_norm", "layer_norm"): "RMSNorm for LayerNorm",
     ("sphere-unbounded", "layer_norm"): "the sphere alone for LayerNorm",
