@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from training.experiments import small_runs
 from training.tasks.stories import stories
@@ -31,6 +32,22 @@ def corpus(tmp_path_factory):
 @pytest.fixture
 def in_checkout(monkeypatch, request):
     monkeypatch.chdir(request.config.rootpath)
+
+
+@pytest.fixture
+def toy_recipe(tmp_path, request):
+    """(changes) -> file: the recipe `tinystories_2m` with short blocks and a small vocabulary."""
+
+    def write(**changes):
+        published = request.config.rootpath / "configuration/recipes/tinystories_2m.yaml"
+        recipe = yaml.safe_load(published.read_text(encoding="utf-8"))
+        changes = {"block_size": 32, "tokenizer_vocab_size": 300, **changes}
+        assert changes.keys() <= recipe.keys()
+        file = tmp_path / "recipe.yaml"
+        file.write_text(yaml.safe_dump({**recipe, **changes}), encoding="utf-8")
+        return file
+
+    return write
 
 
 @pytest.fixture

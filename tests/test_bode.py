@@ -23,17 +23,11 @@ OMEGAS = torch.linspace(-math.pi, math.pi, 9, dtype=torch.float64)
 
 
 @pytest.fixture
-def command(tmp_path, corpus):
+def command(tmp_path, corpus, toy_recipe):
     """The command line of two arms at toy size."""
-    recipe = tmp_path / "recipe.yaml"
-    text = Path("configuration/recipes/tinystories_2m.yaml").read_text(encoding="utf-8")
-    for key, value in (("block_size", 32), ("tokenizer_vocab_size", 300), ("per_device_train_batch_size", 2)):
-        start = text.index(f"\n{key}: ") + 1
-        text = text[:start] + f"{key}: {value}" + text[text.index("  #", start) :]
-    recipe.write_text(text, encoding="utf-8")
     MomentumConfig(**SIZES).save_pretrained(tmp_path / "model")
-    options = {"recipe": recipe, "model_config": tmp_path / "model", "dataset_name": corpus, "max_steps": 2}
-    options |= {"num_frequencies": 5, "num_stories": 4, "jobs": 1}
+    options = {"recipe": toy_recipe(per_device_train_batch_size=2), "model_config": tmp_path / "model"}
+    options |= {"dataset_name": corpus, "max_steps": 2, "num_frequencies": 5, "num_stories": 4, "jobs": 1}
     options |= {"output_dir": tmp_path / "runs", "results_dir": tmp_path / "results"}
     words = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
     return [*words, "--seeds", "1", "--arms", "momentum", "gamma-0"]

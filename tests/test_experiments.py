@@ -21,18 +21,22 @@ from training.experiments.induction import run as induction
 from training.experiments.induction.arms import ARMS, LearnedShiftAttention
 from training.experiments.prism_vs_baselines import run as prism_vs_baselines
 from training.experiments.recall_scaling import run as recall_scaling
-from training.experiments.small_runs import SmallRunArguments, at_best_rate, first_step_at, run_jobs
+from training.experiments.small_runs import (
+    SmallRunArguments,
+    at_best_rate,
+    first_step_at,
+    mean_and_spread,
+    rounded,
+    run_jobs,
+)
 
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_prism_vs_baselines(tmp_path, corpus, in_checkout, capsys):
-    recipe = tmp_path / "recipe.yaml"
-    text = Path("configuration/recipes/tinystories_2m.yaml").read_text(encoding="utf-8")
-    recipe.write_text(text.replace("block_size: 256", "block_size: 32").replace("vocab_size: 2048", "vocab_size: 300"))
-    command = ["--recipe", recipe, "--dataset_name", corpus, "--arms", "prism-tiny", "llama-tiny", "--max_steps", "1"]
-    command += ["--learning_rates", "1e-3", "1e-2", "--seeds", "0", "1"]
+def test_prism_vs_baselines(tmp_path, corpus, toy_recipe, in_checkout, capsys):
+    command = ["--recipe", toy_recipe(), "--dataset_name", corpus, "--arms", "prism-tiny", "llama-tiny"]
+    command += ["--max_steps", "1", "--learning_rates", "1e-3", "1e-2", "--seeds", "0", "1"]
     command += ["--output_dir", tmp_path / "runs", "--results_dir", tmp_path / "results"]
     command = list(map(str, command))
     prism_vs_baselines.main(command)
@@ -285,6 +289,14 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
 def test_first_step_at():
     curve = [0.1, 0.5, 0.4, 0.9]
     assert [first_step_at(curve, threshold, 50) for threshold in (0.1, 0.5, 0.6, 0.9, 0.91)] == [0, 50, 150, 150, None]
+
+
+def test_how_numbers_are_written():
+    # Deviations of -1, 0 and 1: with two degrees of freedom, a standard deviation of 1.
+    assert mean_and_spread([1, 2, 3]) == "2.000 ± 1.000" and mean_and_spread([1, 2, 3], 1) == "2.0 ± 1.0"
+    assert mean_and_spread([0.5], 2) == "0.50"
+    values = torch.tensor([[1 / 3, 12345678.0], [0.0, -1e-9]], dtype=torch.float64)
+    assert rounded(values) == [[0.33333, 12346000], [0, -1e-9]] and rounded(values[0, 0], digits=2) == 0.33
 
 
 def test_steps_of():

@@ -295,24 +295,14 @@ def test_effect_table():
 
 
 @pytest.fixture
-def command(tmp_path, corpus, in_this_process):
+def command(tmp_path, corpus, toy_recipe, in_this_process):
     """At toy size, in this process: (options) -> rows of results.jsonl."""
 
-    def call(learning_rate="1.0e-2", **options):
-        recipe = tmp_path / "recipe.yaml"
-        text = Path("configuration/recipes/tinystories_2m.yaml").read_text(encoding="utf-8")
-        for old, new in (
-            ("block_size: 256", "block_size: 32"),
-            ("vocab_size: 2048", "vocab_size: 300"),
-            ("learning_rate: 3.0e-3", f"learning_rate: {learning_rate}"),
-        ):
-            assert old in text
-            text = text.replace(old, new)
-        recipe.write_text(text, encoding="utf-8")
+    def call(learning_rate=1e-2, **options):
         options = {
-            "recipe": recipe, "dataset_name": corpus, "config_overrides": TOY, "max_steps": 3, "num_windows": 4,
-            "jobs": 1, "arms": "default", "seeds": "0", "output_dir": tmp_path / "runs",
-            "results_dir": tmp_path / "results", **options,
+            "recipe": toy_recipe(learning_rate=learning_rate), "dataset_name": corpus, "config_overrides": TOY,
+            "max_steps": 3, "num_windows": 4, "jobs": 1, "arms": "default", "seeds": "0",
+            "output_dir": tmp_path / "runs", "results_dir": tmp_path / "results", **options,
         }  # fmt: skip
         run.main([word for name, value in options.items() for word in (f"--{name}", *str(value).split())])
         lines = (tmp_path / "results" / "results.jsonl").read_text(encoding="utf-8").splitlines()
@@ -367,7 +357,7 @@ def test_the_command_writes_data_tables_and_plots_and_repeats_nothing(command, t
 
 def test_the_untrained_copy_is_what_training_began_with(command, tmp_path):
     """At learning rate 0 the trained model is the initial one."""
-    (row,) = command(learning_rate="0.0", seeds="3")
+    (row,) = command(learning_rate=0.0, seeds="3")
     assert row["trained"] == row["untrained"]
     assert report.effect_of([row], "distance").added == [0]
     folder = tmp_path / "runs" / "default-seed3"

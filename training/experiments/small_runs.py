@@ -1,4 +1,7 @@
-"""What experiments share: small Momentum models, trained as stacks; a file of results a job; the best of a grid."""
+"""
+What experiments share: small Momentum models, trained as stacks; a file of results a job; the best of a grid; how
+numbers are written.
+"""
 
 import json
 import multiprocessing
@@ -342,3 +345,16 @@ def run_jobs(run: Callable, jobs: dict, folder: Path, settings: dict, processes:
             raise SystemExit(128 + signal.SIGINT) from None
     progress.close()
     return [row for file in files.values() for row in json.loads(file.read_text(encoding="utf-8"))["rows"]]
+
+
+def rounded(values: torch.Tensor, digits: int = 5) -> list:
+    """As nested lists, of so many significant digits: results are kept as text."""
+    if values.ndim:
+        return [rounded(value, digits) for value in values]
+    return float(f"{values.item():.{digits}g}")
+
+
+def mean_and_spread(values: list[float], decimals: int = 3) -> str:
+    """Mean ± standard deviation over seeds; of one seed, the value alone."""
+    spread = f" ± {np.std(values, ddof=1):.{decimals}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{decimals}f}{spread}"

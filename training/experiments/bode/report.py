@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from modeling_prism.analysis import momentum
 from modeling_prism.analysis.figures import CONTROL, TRAINED, new_figure, series_style, styled
+from training.experiments.small_runs import mean_and_spread
 
 
 STREAMS = ("queries", "keys")
@@ -17,12 +18,6 @@ STREAMS = ("queries", "keys")
 def by_arm(rows: list[dict]) -> dict[str, list[dict]]:
     """The rows of each arm, a row a seed."""
     return {arm: [row for row in rows if row["arm"] == arm] for arm in dict.fromkeys(row["arm"] for row in rows)}
-
-
-def mean_and_spread(values: list[float], digits: int = 3) -> str:
-    """Mean ± standard deviation over seeds."""
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}"
 
 
 def sheared(row: dict) -> list[tuple[int, int]]:

@@ -27,7 +27,7 @@ from training import pretrain
 from training.data import DataArguments, load_texts, load_tokenizer
 from training.experiments.bode.arms import ARMS
 from training.experiments.bode.report import write_report
-from training.experiments.small_runs import CorpusArguments, check_arms, check_lists, check_positive, run_jobs
+from training.experiments.small_runs import CorpusArguments, check_arms, check_lists, check_positive, rounded, run_jobs
 from training.model_card import name_only
 
 
@@ -102,13 +102,6 @@ class BodeArguments(CorpusArguments):
         """The corpus as the recipe cuts it."""
         _, data_arguments, _ = pretrain.parse_arguments(self.pretrain_options(self.arms[0], 0, Path(self.output_dir)))
         return data_arguments
-
-
-def rounded(values: Tensor) -> list:
-    """Nested lists of five significant digits: the results are kept as text."""
-    if values.ndim:
-        return [rounded(value) for value in values]
-    return float(f"{values.item():.5g}")
 
 
 def stack_streams(by_stream: dict[str, Tensor]) -> Tensor:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from modeling_prism.analysis import collect_windows, cut_texts
 from modeling_prism.analysis.collect import Batch, Reducer
 from modeling_prism.analysis.reducers import HEAD_FIGURES, head_figures, head_reducer
+from training.experiments.small_runs import rounded
 
 
 # A batch of 256-token windows of a small model.
@@ -77,13 +78,6 @@ def bin_lags(lags: Tensor) -> Tensor:
     return torch.stack([lags[..., a:b].mean(-1) for a, b in zip(edges, edges[1:]) if a < b], dim=-1)
 
 
-def rounded(values: Tensor) -> list:
-    """As nested lists, of four digits: they are kept as text."""
-    if values.ndim == 0:
-        return float(f"{values.item():.4g}")
-    return [rounded(value) for value in values]
-
-
 @contextlib.contextmanager
 def equal_bases(model: PreTrainedModel) -> Iterator[None]:
     """
@@ -125,4 +119,4 @@ def measure_heads(model: PreTrainedModel, windows: Sequence[Tensor]) -> dict[str
         "bands": figures["bands"],
         "lags by bank": torch.stack([bin_lags(bank.mean((0, 1))) for bank in banks]),
     }
-    return {name: rounded(values) for name, values in measured.items()}
+    return {name: rounded(values, digits=4) for name, values in measured.items()}

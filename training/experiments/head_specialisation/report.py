@@ -25,6 +25,7 @@ from training.experiments.head_specialisation.effects import (
     slope,
 )
 from training.experiments.head_specialisation.measure import FIGURES_WITHOUT_FIRST, LAG_EDGES, WITHOUT_FIRST
+from training.experiments.small_runs import mean_and_spread
 
 
 # What the claim says of signal - noise.
@@ -76,11 +77,10 @@ def make_arm_table(arms: dict[str, list[dict]]) -> str:
     for name, rows in arms.items():
         arm = ARMS[name]
         bits = [row["bits_per_byte"] for row in rows]
-        spread = f" ± {np.std(bits, ddof=1):.3f}" if len(bits) > 1 else ""
         lines.append(
             f"| {name} | {arm.fields['signal_rope_theta']:,.0f} | {arm.fields['noise_rope_theta']:,.0f} "
             f"| {arm.lambda_start:g} to {arm.lambda_end:g} | {arm.fields.get('dictionary_expansion', 2)} "
-            f"| {rows[0]['parameters']:,} | {fmean(bits):.3f}{spread} | {len(bits)} |"
+            f"| {rows[0]['parameters']:,} | {mean_and_spread(bits)} | {len(bits)} |"
         )
     return "\n".join(lines) + "\n"
 
