@@ -253,19 +253,26 @@ def test_banks_dealt_at_random_have_no_difference():
 
 
 def test_slope_over_bases():
-    """A difference of 2 ln(signal base / noise base) in three arms; one that differs in lambda too takes no part."""
+    """Differences of 1, 2 and 6 ln(signal base / noise base) in three seeds, whose models share an offset."""
 
-    def effect(name, factor):
+    def effect(name, factors=(1, 2, 6), seeds=(0, 1, 2)):
         ratio = math.log(ARMS[name].fields["signal_rope_theta"] / ARMS[name].fields["noise_rope_theta"])
-        trained = [BankFigure(factor * ratio + shift, 0, 0) for shift in (-0.001, 0.001)]
-        return Effect([0, 1], trained, trained, [BankFigure(shift, 0, 0) for shift in (-0.5, 0.5)])
+        trained = [BankFigure(factors[seed] * ratio + 100 * seed, 0, 0) for seed in seeds]
+        return Effect(list(seeds), trained, trained, [BankFigure(100 * seed, 0, 0) for seed in seeds])
 
-    effects = {name: effect(name, 2) for name in ("default", "equal-bases", "swapped-bases")}
+    effects = {name: effect(name) for name in ("default", "equal-bases", "swapped-bases")}
     line = report.make_base_line(effects, 2)
-    assert "over the 6 models" in line and "as trained +2.00 (+2.00 to +2.00)" in line
-    assert "both bases 10000 +0.00 (-0." in line
-    assert report.make_base_line({**effects, "lambda-1": effect("lambda-1", 9)}, 2) == line
-    assert report.make_base_line({"default": effect("default", 2)}, 2) == ""
+    # 3 +- t(0.975, 2) * sqrt(7 / 3). The offsets, which one line through all models would take for noise, cancel.
+    assert "over the 3 arms" in line and "as trained +3.00 (-3.57 to +9.57), each seed +1.00, +2.00, +6.00;" in line
+    assert "both bases 10000 +0.00 (+0.00 to +0.00), each seed +0.00, +0.00, +0.00." in line
+    # An arm that differs in lambda takes no part, nor does a seed that an arm lacks.
+    assert report.make_base_line({**effects, "lambda-1": effect("lambda-1", (9, 9, 9))}, 2) == line
+    unfinished = {**effects, "equal-bases": effect("equal-bases", seeds=(2, 0))}
+    assert "as trained +3.50 (" in (line := report.make_base_line(unfinished, 2)) and "seed +1.00, +6.00;" in line
+    assert "as trained +1.00, each" in report.make_base_line({name: effect(name, seeds=(0,)) for name in effects}, 2)
+    # No line: two points, and no seed in common.
+    assert report.make_base_line({name: effects[name] for name in ("default", "equal-bases")}, 2) == ""
+    assert report.make_base_line({**unfinished, "default": effect("default", seeds=(1,))}, 2) == ""
 
 
 def test_effect_table():

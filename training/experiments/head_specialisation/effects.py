@@ -74,11 +74,20 @@ def effect_of(rows: list[dict], figure: str) -> Effect:
     )
 
 
-def slope(x: list[float], y: list[float]) -> tuple[float, float, float]:
-    """Slope of the regression line of y on x (`scipy.stats.linregress`), and its 95 % confidence interval."""
-    line = stats.linregress(x, y)
-    half = stats.t.ppf(0.975, len(x) - 2) * line.stderr
-    return float(line.slope), float(line.slope - half), float(line.slope + half)
+def slopes(x: list[float], effects: list[Effect], state: str) -> list[float]:
+    """
+    The slope of the regression line of signal - noise on x, for each seed that all effects have.
+
+    One line through the models of all seeds would count each of them as an observation; those of a seed share its
+    weights and its data.
+
+    Args:
+        x: a number an effect.
+        state: as in `Effect.differences`.
+    """
+    seeds = [seed for seed in effects[0].seeds if all(seed in effect.seeds for effect in effects)]
+    y = [[effect.differences(state)[effect.seeds.index(seed)] for effect in effects] for seed in seeds]
+    return [float(stats.linregress(x, differences).slope) for differences in y]
 
 
 def interval_of_mean(values: list[float]) -> tuple[float, float] | None:

@@ -22,7 +22,7 @@ from training.experiments.head_specialisation.effects import (
     Effect,
     effect_of,
     interval_of_mean,
-    slope,
+    slopes,
 )
 from training.experiments.head_specialisation.measure import FIGURES_WITHOUT_FIRST, LAG_EDGES, WITHOUT_FIRST
 from training.experiments.small_runs import mean_and_spread
@@ -114,29 +114,29 @@ def make_effect_table(effects: dict[str, Effect], decimals: int) -> str:
 
 
 def make_base_line(effects: dict[str, Effect], decimals: int) -> str:
-    """A sentence: signal - noise against ln(signal base / noise base), all seeds of arms that differ in bases only."""
-    points: dict[str, list[float]] = {"x": [], "trained": [], "equal_bases": []}
-    for name, effect in effects.items():
-        arm, default = ARMS[name], ARMS["default"]
-        if (arm.lambda_start, arm.lambda_end, arm.fields.keys()) != (
+    """A sentence: signal - noise against ln(signal base / noise base), a slope a seed; arms that differ in bases."""
+    default = ARMS["default"]
+    ratios = {}
+    for name in effects:
+        arm = ARMS[name]
+        if (arm.lambda_start, arm.lambda_end, arm.fields.keys()) == (
             default.lambda_start,
             default.lambda_end,
             default.fields.keys(),
         ):
-            continue
-        ratio = math.log(arm.fields["signal_rope_theta"] / arm.fields["noise_rope_theta"])
-        points["x"] += [ratio] * len(effect.seeds)
-        for state in ("trained", "equal_bases"):
-            points[state] += effect.differences(state)
-    if len(set(points["x"])) < 3:
+            ratios[name] = math.log(arm.fields["signal_rope_theta"] / arm.fields["noise_rope_theta"])
+    if len(set(ratios.values())) < 3:
         return ""
     told = []
     for state, label in (("trained", "as trained"), ("equal_bases", "trained weights, both bases 10000")):
-        middle, low, high = (f"{value:+.{decimals}f}" for value in slope(points["x"], points[state]))
-        told.append(f"{label} {middle} ({low} to {high})")
+        by_seed = slopes(list(ratios.values()), [effects[name] for name in ratios], state)
+        if not by_seed:
+            return ""
+        each = ", ".join(f"{value:+.{decimals}f}" for value in by_seed)
+        told.append(f"{label} {with_interval(by_seed, decimals)}, each seed {each}")
     return (
-        "Per unit of ln(signal base / noise base), over the "
-        f"{len(points['x'])} models that differ in bases only: {'; '.join(told)}.\n"
+        f"Per unit of ln(signal base / noise base), over the {len(ratios)} arms that differ in bases only, a slope "
+        f"a seed (95 % over seeds): {'; '.join(told)}.\n"
     )
 
 
