@@ -285,17 +285,36 @@ def test_effect_table():
             [BankFigure(1, 0.5, 0.25)] * count,
         )
 
-    table = report.make_effect_table({"default": effect(0, 1, 2), "lambda-0": effect(3, 4, 8)}, 1).splitlines()
+    arms = {"default": effect(0, 1, 2), "lambda-0": effect(3, 4, 8), "lambda-fixed": effect(1, 2, 3)}
+    table = report.make_effect_table(arms, 1).splitlines()
+    assert table[0].endswith("| added, less default's (95 %) | added, less lambda-fixed's (95 %) |")
+    assert {line.count("|") for line in table} == {11}
     assert table[2] == (
         "| default | 1.0, 0.0 | 3.0, 0.5 | +2.5 (+0.0 to +5.0) | +1.5 (-1.0 to +4.0) | +0.5, +1.5, +2.5 "
-        "| +0.5 (+0.5 to +0.5) | +0.50, +1.00, +0.25 |  |"
+        "| +0.5 (+0.5 to +0.5) | +0.50, +1.00, +0.25 |  |  |"
     )
-    # Paired by seed: 3, 3 and 6, 4 +- t(0.975, 2) * 1
-    assert table[3].endswith("| +3.5, +4.5, +8.5 | +0.5 (+0.5 to +0.5) | +0.50, +1.00, +0.25 | +4.0 (-0.3 to +8.3) |")
-    # One seed, no default: no intervals.
-    assert report.make_effect_table({"R-1": effect(1)}, 1).splitlines()[2] == (
-        "| R-1 | 1.0, 0.0 | 3.0, 0.5 | +2.5 | +1.5 | +1.5 | +0.5 | +0.50, +1.00, +0.25 |  |"
+    # Paired by seed: 3, 3 and 6, 4 +- t(0.975, 2) * 1; 2, 2 and 5.
+    assert table[3].endswith(
+        "| +3.5, +4.5, +8.5 | +0.5 (+0.5 to +0.5) | +0.50, +1.00, +0.25 | +4.0 (-0.3 to +8.3) | +3.0 (-1.3 to +7.3) |"
     )
+    # `lambda-fixed` is compared with the default alone, as is an arm that differs from it in more than lambda.
+    assert table[4].endswith("| +1.0 (+1.0 to +1.0) |  |")
+    other = report.make_effect_table({**arms, "R-1": effect(1, 2, 3)}, 1).splitlines()[5]
+    assert other.endswith("| +1.0 (+1.0 to +1.0) |  |")
+    # One seed, nothing to compare with: no intervals.
+    assert report.make_effect_table({"lambda-1": effect(1)}, 1).splitlines()[2] == (
+        "| lambda-1 | 1.0, 0.0 | 3.0, 0.5 | +2.5 | +1.5 | +1.5 | +0.5 | +0.50, +1.00, +0.25 |  |  |"
+    )
+
+
+def test_arms_that_are_compared_with_lambda_fixed_differ_in_lambda_alone():
+    fixed = ARMS["lambda-fixed"]
+    alike = [
+        name
+        for name, arm in ARMS.items()
+        if arm != fixed and arm.fields == fixed.fields and arm.lambda_start == arm.lambda_end
+    ]
+    assert fixed.lambda_start == fixed.lambda_end and report.COMPARED["lambda-fixed"] == alike
 
 
 # The command

@@ -33,6 +33,9 @@ CLAIMED = {"distance": "above 0", "centroid": "below 0"}
 # Decimals shown, by unit.
 DECIMALS = {"tokens": 2, "nats": 3, "cycles / token": 4, "share": 4}
 LAG_ARMS = ("default", "equal-bases", "swapped-bases")
+# What arms are compared with, seed by seed: all with the default; with `lambda-fixed` those that differ from it in
+# lambda alone, and as it does keep theirs from the first step to the last.
+COMPARED = {"default": [name for name in ARMS if name != "default"], "lambda-fixed": ["lambda-0", "lambda-1"]}
 
 
 def read_rows(file: Path) -> dict[str, list[dict]]:
@@ -87,11 +90,13 @@ def make_arm_table(arms: dict[str, list[dict]]) -> str:
 
 def make_effect_table(effects: dict[str, Effect], decimals: int) -> str:
     """One figure, a row an arm; differences are signal - noise."""
+    headings = [f"added, less {reference}'s (95 %)" for reference in COMPARED]
     lines = [
         "| arm | untrained: signal, noise | trained: signal, noise | difference, trained (95 %) "
         "| added by training (95 %) | added, each seed | trained weights, both bases 10000 (95 %) "
-        "| Cliff's delta: untrained, trained, both bases 10000 | added, less default's (95 %) |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| Cliff's delta: untrained, trained, both bases 10000 "
+        f"| {' | '.join(headings)} |",
+        f"| --- |{' ---: |' * (7 + len(COMPARED))}",
     ]
     for name, effect in effects.items():
         banks = [
@@ -101,14 +106,17 @@ def make_effect_table(effects: dict[str, Effect], decimals: int) -> str:
         added, weights_alone = effect.added, effect.differences("equal_bases")
         states = ("untrained", "trained", "equal_bases")
         deltas = ", ".join(f"{effect.mean(state, 'cliffs_delta'):+.2f}" for state in states)
-        less_default = ""
-        if name != "default" and "default" in effects:
-            less_default = with_interval(effect.added_less(effects["default"]), decimals)
+        compared = [
+            with_interval(effect.added_less(effects[reference]), decimals)
+            if name in others and reference in effects
+            else ""
+            for reference, others in COMPARED.items()
+        ]
         lines.append(
             f"| {name} | {banks[0]} | {banks[1]} "
             f"| {with_interval(effect.differences('trained'), decimals)} | {with_interval(added, decimals)} "
             f"| {', '.join(f'{value:+.{decimals}f}' for value in added)} | {with_interval(weights_alone, decimals)} "
-            f"| {deltas} | {less_default} |"
+            f"| {deltas} | {' | '.join(compared)} |"
         )
     return "\n".join(lines) + "\n"
 
