@@ -201,6 +201,18 @@ def test_what_the_readme_says_of_the_construction():
         assert line.strip("| ").split(" | ")[1:] == expected
 
 
+def test_the_published_rows_agree_with_their_settings():
+    folder = Path("training/experiments/head_specialisation")
+    settings = json.loads((folder / "settings.json").read_text())
+    arguments = run.HeadSpecialisationArguments(**settings)
+    for arm, rows in report.read_rows(folder / "results.jsonl").items():
+        for row in rows:
+            _, data, training = pretrain.parse_arguments(arguments.command(arm, row["seed"], folder))
+            assert row["tokens_seen"] == training.max_steps * training.per_device_train_batch_size * data.block_size
+            assert row["learning_rate"] == training.learning_rate and row["noise_coefficient"] == ARMS[arm].lambda_end
+            assert (row["windows"], row["window_length"]) == (settings["num_windows"], data.block_size)
+
+
 # Statistics
 
 
@@ -337,7 +349,7 @@ def command(tmp_path, corpus, toy_recipe, in_this_process):
     return call
 
 
-def test_the_command_writes_data_tables_and_plots_and_repeats_nothing(command, tmp_path, capsys):
+def test_the_command_writes_data_tables_and_plots_and_repeats_nothing(command, corpus, tmp_path, capsys):
     options = {"arms": "default lambda-1", "seeds": "0 2"}
     rows = command(**options)
     assert [(row["arm"], row["seed"]) for row in rows] == list(itertools.product(("default", "lambda-1"), (0, 2)))
@@ -353,6 +365,11 @@ def test_the_command_writes_data_tables_and_plots_and_repeats_nothing(command, t
     assert starts[0][0] == starts[2][0] != starts[1][0] and starts[0][1] != starts[2][1]
 
     results, runs = tmp_path / "results", tmp_path / "runs"
+    settings = json.loads((results / "settings.json").read_text())
+    assert settings == {
+        "dataset_name": Path(corpus).name, "recipe": "recipe.yaml", "config_overrides": TOY, "max_steps": 3,
+        "num_windows": 4,
+    }  # fmt: skip
     table = (results / "table.md").read_text()
     assert table in capsys.readouterr().out and table.count("| lambda-1 |") == 1 + len(report.HEAD_FIGURES) + 3
     plots = [results / f"{name}.png" for name in ("heads", "differences", "lag")]

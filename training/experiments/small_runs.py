@@ -21,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from modeling_prism import MomentumConfig, MomentumForCausalLM
-from training.model_card import code_revision
+from training.model_card import code_revision, name_only
 from training.stacked import Stack
 from training.tasks.recall import IGNORED
 
@@ -345,6 +345,14 @@ def run_jobs(run: Callable, jobs: dict, folder: Path, settings: dict, processes:
             raise SystemExit(128 + signal.SIGINT) from None
     progress.close()
     return [row for file in files.values() for row in json.loads(file.read_text(encoding="utf-8"))["rows"]]
+
+
+def write_results(folder: Path, rows: list[dict], settings: dict) -> None:
+    """Writes results.jsonl, a row a line, and beside it settings.json, which all rows have in common."""
+    folder.mkdir(parents=True, exist_ok=True)
+    published = {key: name_only(value) for key, value in settings.items()}
+    (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "settings.json").write_text(json.dumps(published, indent=2) + "\n", encoding="utf-8")
 
 
 def rounded(values: torch.Tensor, digits: int = 5) -> list:

@@ -9,7 +9,6 @@ python -m training.experiments.bode --dataset_name FOLDER
 """
 
 import functools
-import json
 import math
 import os
 import sys
@@ -27,8 +26,15 @@ from training import pretrain
 from training.data import DataArguments, load_texts, load_tokenizer
 from training.experiments.bode.arms import ARMS
 from training.experiments.bode.report import write_report
-from training.experiments.small_runs import CorpusArguments, check_arms, check_lists, check_positive, rounded, run_jobs
-from training.model_card import name_only
+from training.experiments.small_runs import (
+    CorpusArguments,
+    check_arms,
+    check_lists,
+    check_positive,
+    rounded,
+    run_jobs,
+    write_results,
+)
 
 
 # What the wrong formula's gamma has more, and the planes (of layer 0, keys) whose whole curves are kept.
@@ -318,10 +324,7 @@ def main(argv: list[str] | None = None) -> None:
     rows.sort(key=lambda row: arguments.arms.index(row["arm"]))
 
     results = Path(arguments.results_dir)
-    results.mkdir(parents=True, exist_ok=True)
-    (results / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    published = {key: name_only(value) for key, value in settings.items()}
-    (results / "settings.json").write_text(json.dumps(published, indent=2) + "\n", encoding="utf-8")
+    write_results(results, rows, settings)
     print(write_report(rows, results))
 
 

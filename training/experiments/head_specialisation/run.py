@@ -9,7 +9,6 @@ python -m training.experiments.head_specialisation --dataset_name FOLDER
 """
 
 import functools
-import json
 import os
 import sys
 from dataclasses import asdict, dataclass, field
@@ -23,7 +22,14 @@ from training.data import load_texts
 from training.experiments.head_specialisation.arms import ARMS
 from training.experiments.head_specialisation.measure import choose_windows, equal_bases, measure_heads
 from training.experiments.head_specialisation.report import write_report
-from training.experiments.small_runs import CorpusArguments, check_arms, check_lists, check_positive, run_jobs
+from training.experiments.small_runs import (
+    CorpusArguments,
+    check_arms,
+    check_lists,
+    check_positive,
+    run_jobs,
+    write_results,
+)
 
 
 @dataclass
@@ -116,8 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = run_jobs(functools.partial(run_one, arguments), jobs, folder, settings, arguments.jobs)
 
     results = Path(arguments.results_dir)
-    results.mkdir(parents=True, exist_ok=True)
-    (results / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_results(results, rows, settings)
     print(write_report(results))
 
 

@@ -8,7 +8,6 @@ python -m training.experiments.induction
 """
 
 import functools
-import json
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from training.experiments.small_runs import (
     run_jobs,
     small_momentum,
     train_stack,
+    write_results,
 )
 from training.tasks.induction import draw_induction, draw_repeats
 
@@ -206,9 +206,7 @@ def main(argv: list[str] | None = None) -> None:
         arguments.jobs,
     )
     results = Path(arguments.results_dir)
-    results.mkdir(parents=True, exist_ok=True)
-    (results / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    (results / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_results(results, rows, settings)
     table = make_table(rows)
     (results / "table.md").write_text(table, encoding="utf-8")
     plot(rows, arguments, results / "accuracy.png")

@@ -22,7 +22,14 @@ import numpy as np
 from scipy import stats
 from transformers import HfArgumentParser
 
-from training.experiments.small_runs import SmallRunArguments, at_best_rate, run_jobs, small_momentum, train_stack
+from training.experiments.small_runs import (
+    SmallRunArguments,
+    at_best_rate,
+    run_jobs,
+    small_momentum,
+    train_stack,
+    write_results,
+)
 from training.tasks.recall import draw_recall
 
 
@@ -263,9 +270,7 @@ def main(argv: list[str] | None = None) -> None:
     rows.sort(key=lambda row: (row["layers"], row["gamma"]))
 
     results = Path(arguments.results_dir)
-    results.mkdir(parents=True, exist_ok=True)
-    (results / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    (results / "settings.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_results(results, rows, settings)
     analysis = analyse(rows)
     (results / "analysis.json").write_text(json.dumps(analysis, indent=2) + "\n", encoding="utf-8")
     tables = make_tables(rows, analysis)
