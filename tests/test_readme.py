@@ -1,19 +1,22 @@
-"""What the README tells people to run, runs."""
+"""What the README tells people to run, runs; the commands of all READMEs parse."""
 
+import importlib
 import re
+import shlex
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import HfArgumentParser, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from modeling_prism import PrismConfig, PrismForCausalLM
 from modeling_prism.analysis import __main__ as analysis
 from training import bindings, tell
 from training.data import DataArguments, load_texts, train_tokenizer
-from training.pretrain import parse_arguments
+from training.experiments import small_runs
+from training.experiments.grokking import run as grokking
 from training.tasks.stories import tell as tell_story
 
 
@@ -21,7 +24,33 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 ANALYSIS = re.findall(r"-m modeling_prism\.analysis (outputs/\S+ [^#\n]*)", README)
-COMMANDS = re.findall(r"-m (training\.pretrain configuration\S+[^#\n]*)", README)
+FOLDERS = ("configuration", "hub_cards", "modeling_prism", "tests", "training")
+READMES = [ROOT / "README.md", *sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("README.md"))]
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """
+    The words after `-m` of all commands that start a module of the project: in bash blocks, and between backticks in
+    the text, where a module that is only named stands for its `--help`.
+    """
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    named = re.findall(r"`(python -m [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    commands = []
+    for line in (*lines, *named):
+        words = shlex.split(line, comments=True)
+        modules = [word for word in words if word.startswith(("training.", "modeling_prism."))]
+        if "-m" in words and modules:
+            command = words[words.index(modules[0]) :]
+            commands.append([*command, "--help"] if line in named and len(command) == 1 else command)
+    return commands
+
+
+COMMANDS = {
+    f"{file.parent.relative_to(ROOT)}-{index}": command
+    for file in READMES
+    for index, command in enumerate(commands_in(file.read_text(encoding="utf-8")))
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +80,94 @@ def test_python_runs(code, trained):
         assert any((tuned[name] != before[name]).any() for name in tuned)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_training_commands_parse(command):
-    arguments = [argument.strip("'") for argument in command.split()[1:]]
-    model, data, training = parse_arguments([*arguments, "--use_cpu", "true", "--bf16", "false"])
-    assert model.model_config or model.init_from
-    assert Path(ROOT, arguments[0]).is_file()
+class Parsed(Exception):
+    """In the place of what a command does after it has read its arguments."""
+
+
+@pytest.fixture
+def parse(monkeypatch, tmp_path):
+    """Has a module read its arguments, and no more. Raises what it raises if they are wrong."""
+    monkeypatch.chdir(ROOT)
+    read = HfArgumentParser.parse_args_into_dataclasses
+
+    def read_and_stop(*args, **kwargs):
+        raise Parsed(*read(*args, **kwargs))
+
+    monkeypatch.setattr(HfArgumentParser, "parse_args_into_dataclasses", read_and_stop)
+    # What this machine lacks is no fault of a command.
+    for module in (small_runs, grokking):
+        for check in ("check_device", "check_compiler"):
+            monkeypatch.setattr(module, check, lambda device: None)
+
+    def call(module: str, *words: str) -> None:
+        words = [str(tmp_path) if word == "FOLDER" else word for word in words]
+        for word in words:
+            if word.startswith("configuration/"):
+                assert Path(word.split(":")[0]).exists(), f"{word} is not there"
+        if hasattr(importlib.import_module(module), "__path__"):
+            module += ".__main__"
+        found = importlib.import_module(module)
+        if not hasattr(found, "main"):
+            assert not words and '__name__ == "__main__"' in Path(found.__file__).read_text(), f"{module} takes none"
+            return
+        if module == "training.pretrain":
+            words += ["--use_cpu", "true", "--bf16", "false"]
+        with pytest.raises(Parsed) as stopped:
+            found.main(words)
+        if module == "training.pretrain":
+            model = stopped.value.args[0]
+            assert bool(model.model_config) != bool(model.init_from), "from scratch, or from a model"
+
+    return call
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_commands_parse(command, parse):
+    if command[-1] != "--help":
+        return parse(*command)
+    with pytest.raises(SystemExit) as stopped:
+        parse(*command)
+    assert stopped.value.code == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "error", "message"),
+    [
+        ("training.experiments.bode --armes momentum", ValueError, "not used .*--armes"),
+        ("training.experiments.bode --arms momentun", ValueError, "unknown names"),
+        ("training.experiments.bodes --arms momentum", ModuleNotFoundError, "bodes"),
+        ("training.experiments.head_specialisation.report --seeds 1", AssertionError, "takes none"),
+        ("training.pretrain configuration/recipes/quickstart.yaml --learning_rates 1", ValueError, "learning_rates"),
+        ("training.pretrain configuration/recipes/quickstart.yaml --init_from x", AssertionError, "from scratch, or"),
+        ("training.benchmarks.throughput configuration/models/lama-tiny", AssertionError, "lama-tiny is not there"),
+        ("training.benchmarks.stacking --models eight", SystemExit, "2"),
+        ("training.tell", SystemExit, "2"),
+        ("modeling_prism.analysis outputs/quickstart --texts stories.txt", SystemExit, "2"),
+    ],
+)
+def test_commands_that_do_not_parse_are_noticed(command, error, message, parse):
+    with pytest.raises(error, match=message):
+        parse(*command.split())
+
+
+def test_commands_are_found_in_a_text():
+    text = """`python -m training.tell`, `make demo`, `python -m training.tell
+x`
+```bash
+make demo
+pip install training.x
+accelerate launch -m training.pretrain a.yaml --b 'c d' \\
+    --e ''   # and --compile
+```
+```
+python -m training.bindings
+```
+"""
+    assert commands_in(text) == [
+        ["training.pretrain", "a.yaml", "--b", "c d", "--e", ""],
+        ["training.tell", "--help"],
+        ["training.tell", "x"],
+    ]
 
 
 @pytest.mark.parametrize("command", ANALYSIS)
@@ -69,7 +180,9 @@ def test_the_report_is_written(command, trained, tmp_path, monkeypatch):
 
 
 def test_there_is_something_to_run():
-    assert len(PYTHON) == 6 and len(COMMANDS) >= 5 and ANALYSIS
+    assert len(PYTHON) == 6 and ANALYSIS and len(READMES) >= 8
+    # A README without a command is one that is not read rightly.
+    assert {key.rpartition("-")[0] for key in COMMANDS} == {str(file.parent.relative_to(ROOT)) for file in READMES}
 
 
 def test_tell(trained, capsys):
