@@ -16,7 +16,11 @@ BANDS = (0.0, 1 / 64, 1 / 16, 1 / 4, 1 / 2)
 
 
 def check_maps(attentions: Tensor) -> Tensor:
-    """Maps (..., S, S) in fp32 at least. Raises `ValueError` where the last two dimensions differ."""
+    """
+    Maps (..., S, S) in fp32 at least. Raises `ValueError` where the last two dimensions differ.
+
+    Definition of this package.
+    """
     if attentions.ndim < 2 or attentions.shape[-1] != attentions.shape[-2]:
         raise ValueError(
             f"Attention maps must be square in their last two dimensions (query, key), got {tuple(attentions.shape)}; "
@@ -26,7 +30,11 @@ def check_maps(attentions: Tensor) -> Tensor:
 
 
 def mean_over_queries(values: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Values by query (..., B, H, S), averaged over the valid queries of all texts: (..., H)."""
+    """
+    Values by query (..., B, H, S), averaged over the valid queries of all texts, in their unit: (..., H).
+
+    Definition of this package.
+    """
     if valid is None:
         return values.mean((-3, -1))
     return torch.einsum("...bht,bt->...h", values, valid.to(values.dtype)) / valid.sum()
@@ -49,6 +57,8 @@ def attention_distance(attentions: Tensor) -> Tensor:
 def attention_entropy(attentions: Tensor) -> Tensor:
     """
     Entropy of a query's attention, `-sum_s A[t, s] ln A[t, s]`, in nats: 0 to ln(t + 1). (..., S, S) -> (..., S).
+
+    Source: Shannon 1948; of attention, Vig and Belinkov, arXiv 1906.04284.
     """
     return torch.special.entr(check_maps(attentions)).sum(-1)
 
@@ -67,7 +77,12 @@ def sink_mass(attentions: Tensor) -> Tensor:
 
 
 def align_by_lag(attentions: Tensor) -> Tensor:
-    """Maps with their columns counted back from the query: out[t, lag] = A[t, t - lag], 0 for lag > t."""
+    """
+    Maps with their columns counted back from the query: out[t, lag] = A[t, t - lag], 0 for lag > t. (..., S, S) ->
+    (..., S, S).
+
+    Definition of this package.
+    """
     A = check_maps(attentions)
     t = torch.arange(A.shape[-1], device=A.device)
     source = t[:, None] - t
@@ -80,14 +95,19 @@ def attention_by_lag(attentions: Tensor, valid: Tensor | None = None) -> Tensor:
     S).
 
     A share of 1 for each lag; the values do not sum to 1, because large lags are open to few queries. NaN for lags
-    that no valid query reaches.
+    that no valid query reaches. Definition of this package.
     """
     total, count = lag_sums(attentions, valid)
     return total / count
 
 
 def lag_sums(attentions: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Sum over queries of the attention at each lag (..., H, S), and how many queries reach the lag (S,)."""
+    """
+    Of maps (..., B, H, S, S), the sum over queries of the attention at each lag (..., H, S), and how many queries
+    reach the lag (S,).
+
+    Definition of this package.
+    """
     aligned = align_by_lag(attentions)
     S = aligned.shape[-1]
     if valid is None:
@@ -115,6 +135,8 @@ def attention_spectrum(
     All attention on one token, at whatever lag, is a flat spectrum; attention spread evenly over many has its energy
     near 0. The magnitude of a Fourier transform does not see shifts and reversals, so it is taken over the keys as
     they lie.
+
+    Source: the periodogram of each row (Schuster 1898); the average over queries is a definition of this package.
     """
     A = check_maps(attentions)
     num_points = num_points or A.shape[-1]
@@ -134,6 +156,8 @@ def spectral_centroid(energies: Tensor, frequencies: Tensor) -> Tensor:
 
     With frequency 0 in it: 1/4 for attention to single tokens. Attention spread evenly over the t + 1 tokens that a
     causal query sees has about 0.6 / t, from the edge where it ends: averaged over 256 queries, 0.011.
+
+    Source: the spectral centroid of audio analysis (Peeters 2004), here of energies; the two values are derived here.
     """
     return (energies * frequencies).sum(-1) / energies.sum(-1)
 
@@ -143,6 +167,7 @@ def band_energies(energies: Tensor, frequencies: Tensor, edges: tuple[float, ...
     Shares of the energy in the bands between `edges` (cycles a token): (..., F), (F,) -> (..., len(edges) - 1).
 
     A band holds its lower edge, the last one its upper edge too; shares sum to 1 if the edges span all frequencies.
+    Definition of this package, as are the `BANDS`.
     """
     upper = [*edges[1:-1], float("inf")]
     bands = [(low <= frequencies) & (frequencies < high) for low, high in zip(edges, upper)]
@@ -154,23 +179,40 @@ def band_energies(energies: Tensor, frequencies: Tensor, edges: tuple[float, ...
 
 
 def previous_token_pattern(input_ids: Tensor) -> Tensor:
-    """True where s = t - 1: (B, S) -> (B, S, S)."""
+    """
+    True where s = t - 1: (B, S) -> (B, S, S).
+
+    Source: `get_previous_token_head_detection_pattern` of TransformerLens.
+    """
     S = input_ids.shape[-1]
     return torch.eye(S, dtype=torch.bool, device=input_ids.device).roll(-1, 1).tril(-1).expand(*input_ids.shape, S)
 
 
 def duplicate_token_pattern(input_ids: Tensor) -> Tensor:
-    """True where key s < t holds the token of query t: (B, S) -> (B, S, S)."""
+    """
+    True where key s < t holds the token of query t: (B, S) -> (B, S, S).
+
+    Source: `get_duplicate_token_head_detection_pattern` of TransformerLens.
+    """
     return (input_ids[..., :, None] == input_ids[..., None, :]).tril(-1)
 
 
 def prefix_matching_pattern(input_ids: Tensor) -> Tensor:
-    """True where key s follows an earlier occurrence of the token of query t: (B, S) -> (B, S, S)."""
+    """
+    True where key s follows an earlier occurrence of the token of query t: (B, S) -> (B, S, S).
+
+    Source: `get_induction_head_detection_pattern` of TransformerLens.
+    """
     return torch.nn.functional.pad(duplicate_token_pattern(input_ids)[..., :-1], (1, 0))
 
 
 def pattern_sums(attentions: Tensor, pattern: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Attention on `pattern` (B, S, S) summed over queries (..., H), and how many valid queries have any of it."""
+    """
+    Attention of maps (..., B, H, S, S) on `pattern` (B, S, S) summed over queries, (..., H), and how many valid
+    queries have any of it, a scalar.
+
+    Source: as `pattern_score`, whose numerator and denominator they are.
+    """
     if valid is not None:
         pattern = pattern & valid[..., None]
     A = check_maps(attentions)
@@ -205,16 +247,20 @@ def pattern_score(attentions: Tensor, pattern: Tensor, valid: Tensor | None = No
 
 
 def previous_token_score(attentions: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Mean attention at lag 1, over the queries that have one (`pattern_score`). (..., B, H, S, S) -> (..., H)."""
+    """
+    Mean attention at lag 1, over the queries that have one, a share of 1. (..., B, H, S, S) -> (..., H).
+
+    Source: as `pattern_score`.
+    """
     ids = torch.zeros(attentions.shape[-4], attentions.shape[-1], device=attentions.device)
     return pattern_score(attentions, previous_token_pattern(ids), valid)
 
 
 def duplicate_token_score(attentions: Tensor, input_ids: Tensor, valid: Tensor | None = None) -> Tensor:
     """
-    Mean attention to earlier occurrences of the query's own token (`pattern_score`). (..., B, H, S, S) -> (..., H).
+    Mean attention to earlier occurrences of the query's own token, a share of 1. (..., B, H, S, S) -> (..., H).
 
-    `input_ids` (B, S). Source: Wang et al., arXiv 2211.00593 (duplicate token heads).
+    `input_ids` (B, S). Source: Wang et al., arXiv 2211.00593 (duplicate token heads); scored as `pattern_score` does.
     """
     return pattern_score(attentions, duplicate_token_pattern(input_ids), valid)
 
@@ -258,6 +304,9 @@ def random_repeats(
 
     Raises:
         ValueError: fewer tokens than `num_distinct`.
+
+    Source: the repeated random tokens of Olsson et al. 2022; their distances vary here, because one fixed distance can
+    be found by position alone.
     """
     if len(token_ids) < num_distinct:
         raise ValueError(

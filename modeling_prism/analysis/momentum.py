@@ -18,31 +18,51 @@ from torch import Tensor
 
 
 def transfer_function(omega: Tensor, gamma: float) -> Tensor:
-    """H(w) = 1 + gamma (1 - e^(-jw)), complex, of the shape of `omega`."""
+    """
+    H(w) = 1 + gamma (1 - e^(-jw)), complex, output over input; `omega` (...) in radians a token -> (...).
+
+    Derived here, from the shear of arXiv 2602.04902.
+    """
     omega = torch.as_tensor(omega, dtype=torch.float64)
     return 1 + gamma * (1 - torch.exp(-1j * omega))
 
 
 def gain(response: Tensor, decibels: bool = False) -> Tensor:
-    """|H|, or 20 log10 |H|: 1 (0 dB) leaves a frequency as it is."""
+    """
+    |H|, a ratio of amplitudes, or 20 log10 |H|, in decibels: 1 (0 dB) leaves a frequency as it is. Complex (...) ->
+    (...).
+
+    Source: the gain of a Bode plot (Bode 1945).
+    """
     return 20 * response.abs().log10() if decibels else response.abs()
 
 
 def phase(response: Tensor) -> Tensor:
     """
-    Phase of H in degrees, (-180, 180]. Above frequency 0 a positive one is a lead, the output is ahead of the input;
-    below 0, where content turns the other way, it is a lag.
+    Phase of H in degrees, (-180, 180]; complex (...) -> (...). Above frequency 0 a positive one is a lead, the output
+    is ahead of the input; below 0, where content turns the other way, it is a lag.
+
+    Source: the phase of a Bode plot (Bode 1945).
     """
     return torch.rad2deg(response.angle())
 
 
 def noise_gain(gamma: float) -> float:
-    """Energy of sheared white noise over that of the noise: (1 + gamma)^2 + gamma^2."""
+    """
+    Energy of sheared white noise over that of the noise, a float: (1 + gamma)^2 + gamma^2.
+
+    Derived here: by Parseval, the sum of the squared taps.
+    """
     return (1 + gamma) ** 2 + gamma**2
 
 
 def greatest_lead(gamma: float) -> tuple[float, float]:
-    """Greatest phase lead in degrees, arcsin(g / (1 + g)), and its frequency, arccos(g / (1 + g)); for gamma >= 0."""
+    """
+    Greatest phase lead in degrees, arcsin(g / (1 + g)), and its frequency in radians a token, arccos(g / (1 + g)): two
+    floats, for gamma >= 0.
+
+    Derived here, from `transfer_function`. Raises `ValueError` for gamma < 0.
+    """
     if gamma < 0:
         raise ValueError(f"A shear with gamma={gamma} < 0 lags: there is no greatest lead.")
     ratio = gamma / (1 + gamma)
@@ -50,7 +70,11 @@ def greatest_lead(gamma: float) -> tuple[float, float]:
 
 
 def rotary_frequencies(head_dim: int, theta: float) -> Tensor:
-    """Angle theta^(-2 i / D) by which RoPE turns plane i from token to token, radians: (P,)."""
+    """
+    Angle theta^(-2 i / D) by which RoPE turns plane i from token to token, radians: (P,).
+
+    Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021.
+    """
     return theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
 
 
@@ -66,6 +90,8 @@ def plane_response(omega: Tensor, plane_frequencies: Tensor, gamma: float, place
 
     Returns:
         complex (P, W).
+
+    Derived here.
     """
     if placement not in ("post_rope", "pre_rope"):
         raise ValueError(f"`placement` must be 'post_rope' or 'pre_rope', got {placement!r}.")
@@ -92,6 +118,8 @@ def model_response(
 
     Returns:
         `queries` and `keys`: complex (L, P, W).
+
+    Derived here; streams and placement are those of arXiv 2602.04902 and its follow-up.
     """
     return {
         stream: torch.stack(
@@ -115,24 +143,35 @@ def energy_gain(power: Tensor, response: Tensor) -> Tensor:
         response: H at the same frequencies (..., W).
 
     Returns:
-        (...,).
+        (...,), a ratio of energies.
+
+    Derived here, by Parseval.
     """
     return (power * response.abs().square()).sum(-1) / power.sum(-1)
 
 
 def to_planes(states: Tensor) -> Tensor:
-    """(..., D) -> complex (..., P): plane i is spanned by the components i and i + D / 2."""
+    """
+    (..., D) -> complex (..., P): plane i is spanned by the components i and i + D / 2.
+
+    Source: `rotate_half` of transformers' Llama, read as complex numbers.
+    """
     real, imaginary = states.double().unflatten(-1, (2, -1)).unbind(-2)
     return torch.complex(real, imaginary)
 
 
 def from_planes(planes: Tensor) -> Tensor:
-    """Complex (..., P) -> (..., D), the inverse of `to_planes`."""
+    """Complex (..., P) -> (..., D), the inverse of `to_planes`. Source: as `to_planes`."""
     return torch.cat((planes.real, planes.imag), dim=-1)
 
 
 def turn(planes: Tensor, plane_frequencies: Tensor, sign: int = 1) -> Tensor:
-    """Planes (..., S, P) times e^(j theta_i t): what RoPE does; `sign=-1` takes it back."""
+    """
+    Planes (..., S, P) times e^(j theta_i t): what RoPE does; `sign=-1` takes it back. `plane_frequencies` (P,), in
+    radians a token; returns (..., S, P).
+
+    Source: Su et al. 2021 (RoPE).
+    """
     t = torch.arange(planes.shape[-2], dtype=torch.float64, device=planes.device)
     return planes * torch.exp(1j * sign * t[:, None] * plane_frequencies.to(t))
 
@@ -151,6 +190,8 @@ def score_terms(q: Tensor, k: Tensor, q_hat: Tensor, k_hat: Tensor) -> Tensor:
 
     Returns:
         (4, ..., S, S), not scaled by 1 / sqrt(D); they sum to `q_hat @ k_hat^T`.
+
+    Source: arXiv 2602.04902.
     """
     p_q, p_k = q_hat - q, k_hat - k
     return torch.stack([q @ k.mT, p_q @ k.mT, q @ p_k.mT, p_q @ p_k.mT])
@@ -166,6 +207,8 @@ def score_shares(terms: Tensor) -> dict[str, Tensor]:
     Returns:
         `variance`, cov(T_i, sum T) / var(sum T): sums to 1, and is negative for a term that works against the others;
         `absolute`, mean |T_i| over the sum of these means: sums to 1. Each of shape (4, ...).
+
+    Definition of this package: the source names the terms, not their shares.
     """
     terms = terms.double()
     allowed = torch.ones(terms.shape[-2:], dtype=torch.bool, device=terms.device).tril()
@@ -184,7 +227,7 @@ def dc_ac_energy(planes: Tensor) -> tuple[Tensor, Tensor]:
     """
     Energy of the mean over tokens (DC) and of what varies about it (AC), a token: complex (..., S, P) -> 2 x (..., P).
 
-    They sum to the mean of |x|^2. S tokens resolve frequencies of 2 pi / S: what is slower counts as DC.
+    They sum to the mean of |x|^2. S tokens resolve frequencies of 2 pi / S: what is slower counts as DC. Derived here.
     """
     mean = planes.mean(-2)
     return mean.abs().square(), (planes - mean[..., None, :]).abs().square().mean(-2)
@@ -192,7 +235,8 @@ def dc_ac_energy(planes: Tensor) -> tuple[Tensor, Tensor]:
 
 def dc_ac_table(states: Tensor, sheared: Tensor, plane_frequencies: Tensor) -> dict[str, Tensor]:
     """
-    Energy in DC and AC with and without the shear, plane by plane, seen as content (RoPE taken back) and as received.
+    Energy a token in DC and AC with and without the shear, plane by plane, seen as content (RoPE taken back) and as
+    received.
 
     Args:
         states, sheared: queries or keys after RoPE (..., S, D), without and with the shear. The first token, which has
@@ -203,9 +247,9 @@ def dc_ac_table(states: Tensor, sheared: Tensor, plane_frequencies: Tensor) -> d
         `content_dc`, `content_ac`, `received_dc`, `received_ac`, and the same with `_sheared`; each (P,), averaged
         over the leading dimensions.
 
-    The orthogonality theorem of arXiv 2602.04902, as tested here: content that does not change keeps its energy in
-    slow planes and gains |H(theta_i)|^2 in fast ones, so `content_dc_sheared / content_dc` follows `plane_response(0,
-    ...)`.
+    Source: the orthogonality theorem of arXiv 2602.04902, as tested here: content that does not change keeps its
+    energy in slow planes and gains |H(theta_i)|^2 in fast ones, so `content_dc_sheared / content_dc` follows
+    `plane_response(0, ...)`.
     """
     table = {}
     for suffix, signal in (("", states), ("_sheared", sheared)):

@@ -35,7 +35,8 @@ class BankSplit:
 
 def cliffs_delta(x: Tensor, y: Tensor) -> float:
     """
-    Effect size: the share of pairs with x > y less the share with x < y; -1 to 1, 0 where neither tends to be larger.
+    Effect size of samples x (...) and y (...): the share of pairs with x > y less the share with x < y, a float from
+    -1 to 1, 0 where neither tends to be larger.
 
     Source: Cliff, "Dominance statistics", 1993. It depends on ranks alone, as heads have no normal distribution; by
     custom 0.15 is small, 0.33 medium, 0.47 large (Romano et al. 2006).
@@ -52,6 +53,8 @@ def split_by_bank(figure: Tensor, num_signal_heads: int, num_resamples: int = 99
     mean over its layer, so that differences between layers do not count as noise. The smallest p is 1 / (num_resamples
     + 1).
     Heads of one model are not seeds: a small p says that banks differ in this model, no more.
+
+    Source: Fisher 1935 (permutation); the centring by layer is a definition of this package.
     """
     figure = figure.double()
     signal, noise = figure[:, :num_signal_heads], figure[:, num_signal_heads:]
@@ -67,7 +70,11 @@ def split_by_bank(figure: Tensor, num_signal_heads: int, num_resamples: int = 99
 
 
 def adjusted(p_values: Sequence[float]) -> list[float]:
-    """p-values for several tests at once, by Benjamini and Hochberg (`scipy.stats.false_discovery_control`)."""
+    """
+    p-values (n,) adjusted for several tests at once: (n,), never smaller than before.
+
+    Source: Benjamini and Hochberg 1995 (`scipy.stats.false_discovery_control`).
+    """
     return scipy.stats.false_discovery_control(list(p_values)).tolist() if len(p_values) else []
 
 
@@ -75,25 +82,40 @@ def adjusted(p_values: Sequence[float]) -> list[float]:
 
 
 def heads_of(dictionary: Tensor, num_heads: int) -> Tensor:
-    """The dictionary (M, d) as one subspace a head, (H, D, d)."""
+    """
+    The dictionary (M, d) as one subspace a head, (H, D, d).
+
+    Source: arXiv 2601.15540, whose heads are blocks of rows of one matrix.
+    """
     return dictionary.unflatten(0, (num_heads, -1))
 
 
 def bank_compression(
     Z: Tensor | Moments, dictionary: Tensor, num_heads: int, num_signal_heads: int, eps2: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    """`R_c` of the tokens (N, d) a head, in nats: mean over the signal heads, and over the noise heads."""
+    """
+    `R_c` of the tokens (N, d) a head of the dictionary (M, d), in nats: mean over the signal heads, and over the noise
+    heads, two scalars.
+
+    Derived here, after Yu et al., arXiv 2306.01129.
+    """
     rates = compression_by_subspace(Z, heads_of(dictionary, num_heads), eps2)
     return rates[:num_signal_heads].mean(), rates[num_signal_heads:].mean()
 
 
 def objective(Z: Tensor, signal: Tensor, noise: Tensor, lam: float, eps2: float = 0.5) -> Tensor:
-    """J(Z) = lambda R_c(Z | U_noise) - R_c(Z | U_signal), of tokens (N, d) and subspaces (K, D, d); nats."""
+    """
+    J(Z) = lambda R_c(Z | U_noise) - R_c(Z | U_signal), of tokens (N, d) and subspaces (K, D, d): a scalar, nats.
+
+    Derived here, after arXiv 2601.15540 and Yu et al., arXiv 2306.01129.
+    """
     return lam * compression(Z, noise, eps2) - compression(Z, signal, eps2)
 
 
 def ascent_direction(Z: Tensor, signal: Tensor, noise: Tensor, lam: float, eps2: float = 0.5) -> Tensor:
-    """The gradient of `objective` in Z (N, d), by autograd: (N, d), fp64."""
+    """
+    The gradient of `objective` in Z (N, d), by autograd: (N, d), fp64, nats a unit of Z. Derived here.
+    """
     with torch.enable_grad():
         leaf = Z.detach().double().requires_grad_()
         (gradient,) = torch.autograd.grad(objective(leaf, signal, noise, lam, eps2), leaf)
@@ -102,12 +124,12 @@ def ascent_direction(Z: Tensor, signal: Tensor, noise: Tensor, lam: float, eps2:
 
 def update_cosines(update: Tensor, direction: Tensor, Z: Tensor) -> dict[str, float]:
     """
-    Cosine between what attention adds and the direction it is said to take, over all tokens (N, d) at once.
+    Cosine, a float, between what attention adds and the direction it is said to take, over all tokens (N, d) at once.
 
     Returns:
         `plain`; and `tangential`, of what is left of both at right angles to each token. The derivation puts the part
         along the token, which shrinks it, on the residual connection: the tangential part is where attention could
-        agree. Two random directions have 0 +- 1 / sqrt(N d).
+        agree. Two random directions have 0 +- 1 / sqrt(N d). Derived here.
     """
     update, direction, Z = update.double(), direction.double(), Z.double()
     unit = torch.nn.functional.normalize(Z, dim=-1)
@@ -134,6 +156,8 @@ def rope_kernel(frequencies: Tensor, lags: Tensor) -> Tensor:
 
     Returns:
         (W,), 1 at lag 0. With q = k it is the prior of a bank over distance, before any training.
+
+    Source: the inner product of RoPE (Su et al. 2021), averaged over planes; derived here.
     """
     return torch.cos(lags.double()[:, None] * frequencies.double()).mean(-1)
 
@@ -143,7 +167,11 @@ PUBLISHED_ROPE_BASES = {"signal": 10000 * math.pi, "noise": 10000 / math.pi}
 
 
 def rope_bands(config) -> dict[str, dict[str, Tensor | float]]:
-    """Of each bank: its RoPE `base`, `frequencies` in cycles a token (P,), and `wavelengths` in tokens."""
+    """
+    Of each bank: its RoPE `base`, `frequencies` in cycles a token (P,), and `wavelengths` in tokens (P,).
+
+    Source: arXiv 2601.15540 (pi-RoPE); the bases are those of the config.
+    """
     bands = {}
     for bank, theta in (("signal", config.signal_rope_theta), ("noise", config.noise_rope_theta)):
         frequencies = rotary_frequencies(config.head_dim, theta) / (2 * math.pi)
@@ -155,11 +183,15 @@ def rope_bands(config) -> dict[str, dict[str, Tensor | float]]:
 
 
 def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """The blocks of a model, one a layer: (L,). Definition of this package."""
     return model.base_model.layers
 
 
 def input_reducer(model: PreTrainedModel):
-    """A reducer for the second moments of what each layer's dictionary sees: the normalised residual stream."""
+    """
+    A reducer for the moments of what each layer's dictionary sees, the normalised residual stream: sums `prism/count`
+    (L,), `prism/total` (L, d), `prism/gram` (L, d, d). Definition of this package.
+    """
 
     def reduce(batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -180,7 +212,7 @@ def measure_update_cosines(
     Returns:
         `plain`, `tangential` and both with the suffix ` (banks shuffled)`: (windows, L).
 
-    J has no causal mask, no positions and no softmax: what agrees, agrees in spite of them.
+    J has no causal mask, no positions and no softmax: what agrees, agrees in spite of them. Derived here.
     """
     config = model.config
     heard: dict[int, tuple[Tensor, Tensor]] = {}

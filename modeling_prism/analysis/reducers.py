@@ -116,7 +116,11 @@ def reduce_residual(batch: Batch) -> dict[str, Tensor]:
 
 
 def angle_between(x: Tensor, y: Tensor) -> Tensor:
-    """Angle of vectors (..., d) in degrees, 0 to 180: (...). Exact near 0 too, where the arc cosine is not."""
+    """
+    Angle of vectors (..., d) in degrees, 0 to 180: (...). Exact near 0 too, where the arc cosine is not.
+
+    Source: Kahan, "How Futile are Mindless Assessments of Roundoff in Floating-Point Computation?", 2006.
+    """
     x, y = (torch.nn.functional.normalize(vector.double(), dim=-1) for vector in (x, y))
     return torch.rad2deg(2 * torch.atan2((x - y).norm(dim=-1), (x + y).norm(dim=-1)))
 

@@ -22,18 +22,27 @@ class Moments(NamedTuple):
 
 
 def moments(Z: Tensor, valid: Tensor | None = None) -> Moments:
-    """Moments of tokens (..., d), all but the last dimension flattened; `valid` (...) leaves out padding."""
+    """
+    Moments of tokens (..., d), all but the last dimension flattened; `valid` (...) leaves out padding.
+
+    Definition of this package.
+    """
     Z = Z[valid] if valid is not None else Z.flatten(0, -2)
     Z = Z.double()
     return Moments(torch.tensor(float(len(Z)), dtype=Z.dtype, device=Z.device), Z.sum(0), Z.T @ Z)
 
 
 def as_moments(Z: Tensor | Moments) -> Moments:
+    """Moments of tokens (N, d); moments as they are. Definition of this package."""
     return Z if isinstance(Z, Moments) else moments(Z)
 
 
 def covariance_eigenvalues(Z: Tensor | Moments) -> Tensor:
-    """Eigenvalues (d,) of the covariance of the tokens, largest first, none below 0."""
+    """
+    Eigenvalues (d,) of the covariance of the tokens (N, d), largest first, none below 0, in squared units of Z.
+
+    Source: principal components (Pearson 1901); dividing by N.
+    """
     count, total, gram = as_moments(Z)
     if count < 2:
         raise ValueError(f"A covariance needs two tokens, got {int(count)}.")
@@ -42,7 +51,11 @@ def covariance_eigenvalues(Z: Tensor | Moments) -> Tensor:
 
 
 def shannon_entropy(weights: Tensor) -> Tensor:
-    """Entropy in nats of weights (..., n) scaled to sum to 1; 0 where all of them are 0."""
+    """
+    Entropy in nats of weights (..., n) scaled to sum to 1; 0 where all of them are 0: (...).
+
+    Source: Shannon 1948.
+    """
     total = weights.sum(-1, keepdim=True)
     return torch.special.entr(weights / total.where(total > 0, 1)).sum(-1)
 
@@ -68,7 +81,7 @@ def matrix_entropy(Z: Tensor | Moments) -> Tensor:
 
 
 def mean_norm(Z: Tensor) -> Tensor:
-    """Mean Euclidean norm of the tokens (..., d): a scalar."""
+    """Mean Euclidean norm of the tokens (..., d), in their unit: a scalar. Definition of this package."""
     return Z.double().norm(dim=-1).mean()
 
 
@@ -76,7 +89,11 @@ def mean_norm(Z: Tensor) -> Tensor:
 
 
 def log_volume(gram: Tensor, scale: Tensor | float) -> Tensor:
-    """`1/2 logdet(I + scale * gram)` of (..., n, n), in nats."""
+    """
+    `1/2 logdet(I + scale * gram)` of (..., n, n), in nats: (...).
+
+    Source: the coding rates of Ma et al. 2007 are of this form.
+    """
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     return torch.linalg.slogdet(identity + scale * gram).logabsdet / 2
 
@@ -110,7 +127,7 @@ def compression(Z: Tensor | Moments, U: Tensor, eps2: float = 0.5) -> Tensor:
 
 
 def compression_by_subspace(Z: Tensor | Moments, U: Tensor, eps2: float = 0.5) -> Tensor:
-    """The summands of `compression`: (K,), in nats."""
+    """The summands of `compression` of Z (N, d) and U (K, p, d): (K,), in nats. Source: as `compression`."""
     count, _, gram = as_moments(Z)
     U = U.to(gram)
     if U.ndim != 3 or U.shape[-1] != gram.shape[-1]:
@@ -122,7 +139,11 @@ def compression_by_subspace(Z: Tensor | Moments, U: Tensor, eps2: float = 0.5) -
 
 
 def orthonormal_rows(U: Tensor) -> Tensor:
-    """An orthonormal basis, as rows, of the span of the rows of U (p, d): (rank, d), fp64."""
+    """
+    An orthonormal basis, as rows, of the span of the rows of U (p, d): (rank, d), fp64.
+
+    Source: the singular value decomposition, with the tolerance of `numpy.linalg.matrix_rank`.
+    """
     _, values, rows = torch.linalg.svd(U.double(), full_matrices=False)
     return rows[values > values.max() * max(U.shape) * torch.finfo(torch.float64).eps]
 
@@ -132,9 +153,11 @@ def coherence(U: Tensor, V: Tensor) -> dict[str, Tensor]:
     How much two dictionaries (p, d) and (q, d) have in common.
 
     Returns:
-        `max`, the mutual coherence, largest |cosine| between a row of U and a row of V (Donoho and Huo 2001): 0 for
-        orthogonal dictionaries, 1 for a shared row;
-        `rms`, the root mean square of those cosines: 1 / sqrt(d) for random rows.
+        `max`, the mutual coherence, largest |cosine| between a row of U and a row of V: 0 for orthogonal
+        dictionaries, 1 for a shared row;
+        `rms`, the root mean square of those cosines: 1 / sqrt(d) for random rows. Both scalars.
+
+    Source: Donoho and Huo 2001 for `max`; `rms` is a definition of this package.
     """
     cosines = torch.nn.functional.normalize(U.double(), dim=-1) @ torch.nn.functional.normalize(V.double(), dim=-1).mT
     return {"max": cosines.abs().amax(), "rms": cosines.square().mean().sqrt()}
@@ -152,7 +175,11 @@ def subspace_affinity(U: Tensor, V: Tensor) -> Tensor:
 
 
 def affinity_of_bases(Q_U: Tensor, Q_V: Tensor) -> Tensor:
-    """`subspace_affinity` of spans given by orthonormal rows."""
+    """
+    `subspace_affinity` of spans given by orthonormal rows, (p, d) and (q, d): a scalar, 0 to 1.
+
+    Source: as `subspace_affinity`.
+    """
     return (Q_U @ Q_V.mT).norm() / math.sqrt(min(len(Q_U), len(Q_V)))
 
 
@@ -161,7 +188,7 @@ def subspace_snr(Z: Tensor | Moments, U: Tensor) -> Tensor:
     Subspace signal-to-noise ratio `||P Z|| / ||(I - P) Z||` (Frobenius), P the projection on the span of the rows of U
     (p, d). A scalar ratio of amplitudes; 20 log10 of it is in decibels. inf where U spans everything.
 
-    A random p-dimensional subspace has sqrt(p / (d - p)).
+    A random p-dimensional subspace has sqrt(p / (d - p)). Derived here.
     """
     _, _, gram = as_moments(Z)
     Q = orthonormal_rows(U).to(gram)

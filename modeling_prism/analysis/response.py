@@ -28,7 +28,11 @@ _listeners: list[dict[int, tuple[Tensor, Tensor]]] = []
 
 
 def recorded_attention(module, query, key, value, attention_mask, **kwargs):
-    """sdpa attention that keeps its queries and keys for `listening`."""
+    """
+    sdpa attention that keeps its queries (B, H, S, D) and keys (B, K, S, D), K of them shared by H, for `listening`.
+
+    Source: `sdpa_attention_forward` of transformers, whose results it returns.
+    """
     if _listeners:
         _listeners[-1][module.layer_idx] = (query.detach(), key.detach())
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -40,7 +44,11 @@ AttentionMaskInterface.register(RECORDING, sdpa_mask)
 
 @contextlib.contextmanager
 def listening(model: PreTrainedModel) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
-    """By layer, the queries (B, H, S, D) and keys (B, K, S, D) that attention received in the last forward pass."""
+    """
+    By layer, the queries (B, H, S, D) and keys (B, K, S, D) that attention received in the last forward pass.
+
+    Definition of this package.
+    """
     implementation, training = model.config._attn_implementation, model.training
     received: dict[int, tuple[Tensor, Tensor]] = {}
     _listeners.append(received)
@@ -56,7 +64,9 @@ def listening(model: PreTrainedModel) -> Iterator[dict[int, tuple[Tensor, Tensor
 
 def rotary_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
     """
-    The attention modules of a model that has query and key projections and one rotary embedding.
+    The attention modules (L,) of a model that has query and key projections and one rotary embedding.
+
+    Definition of this package.
 
     Raises:
         ValueError: it has not.
@@ -73,7 +83,7 @@ def rotary_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
 
 
 def plane_frequencies(model: PreTrainedModel) -> Tensor:
-    """theta_i (P,) of a model's rotary embedding, radians a token, fp64."""
+    """theta_i (P,) of a model's rotary embedding, radians a token, fp64. Source: the model's own `inv_freq`."""
     rotary_layers(model)
     return model.base_model.rotary_emb.inv_freq.double().cpu()
 
@@ -88,7 +98,9 @@ def drive(model: PreTrainedModel, signal: Tensor) -> tuple[Tensor, Tensor]:
         signal: content as complex planes (B, S, P).
 
     Returns:
-        queries and keys of the first head as complex planes, (L, B, S, P), fp64.
+        queries and keys of the first head as complex planes, (L, B, S, P), fp64, in the unit of `signal`.
+
+    Definition of this package.
     """
     modules = rotary_layers(model)
     states = torch.cat((signal.real, signal.imag), dim=-1).to(model.device, model.dtype)  # (B, S, D)
@@ -123,7 +135,10 @@ def measured_response(model: PreTrainedModel, omegas: Tensor, length: int = 64) 
         length: tokens of the drive.
 
     Returns:
-        `queries` and `keys`: complex (L, P, W), to be laid over `plane_response(omegas, theta, gamma, placement)`.
+        `queries` and `keys`: complex (L, P, W), output over input, to be laid over `plane_response(omegas, theta,
+        gamma, placement)`.
+
+    Derived here: the frequency response is what a linear filter makes of e^(j w t).
     """
     t = torch.arange(length, dtype=torch.float64)
     theta = plane_frequencies(model)
@@ -136,7 +151,9 @@ def measured_response(model: PreTrainedModel, omegas: Tensor, length: int = 64) 
 
 
 def white_noise(num_texts: int, length: int, num_planes: int, seed: int) -> Tensor:
-    """Complex (B, S, P), independent and normal."""
+    """
+    Complex (B, S, P), independent and normal, real and imaginary parts of variance 1. Definition of this package.
+    """
     generator = torch.Generator().manual_seed(seed)
     parts = torch.randn(num_texts, length, num_planes, 2, generator=generator, dtype=torch.float64)
     return torch.view_as_complex(parts)
@@ -153,7 +170,9 @@ def measured_noise_response(
     plane (for a shear after RoPE).
 
     Returns:
-        frequencies (W,) in radians a token, from -pi to pi; `queries` and `keys`, complex (L, W).
+        frequencies (W,) in radians a token, from -pi to pi; `queries` and `keys`, complex (L, W), output over input.
+
+    Source: the H1 estimate of a frequency response (Bendat and Piersol), with spectra after Welch 1967.
     """
     theta = plane_frequencies(model)
     noise = white_noise(num_texts, length, len(theta), seed)
@@ -173,7 +192,7 @@ def measured_noise_gain(
 ) -> dict[str, Tensor]:
     """
     Energy of what attention receives over that of the white noise it is made from, to be compared with `noise_gain`;
-    the first token is left out. `queries` and `keys`: (L, P).
+    the first token is left out. `queries` and `keys`: (L, P), ratios of energies. Derived here.
     """
     noise = white_noise(num_texts, length, len(plane_frequencies(model)), seed)
     energy = noise[:, 1:].abs().square().mean((0, 1))
@@ -186,6 +205,8 @@ def queries_and_keys(model: PreTrainedModel, input_ids: Tensor) -> list[dict[str
     """
     Queries and keys of texts (B, S) without padding, layer by layer: `q` and `k` after RoPE and without the shear,
     `q_hat` and `k_hat` as attention receives them; each (B, H, S, D), keys repeated for their query heads.
+
+    Definition of this package.
     """
     modules = rotary_layers(model)
     heard: dict[int, tuple[Tensor, Tensor, tuple[Tensor, Tensor]]] = {}
@@ -221,7 +242,12 @@ def queries_and_keys(model: PreTrainedModel, input_ids: Tensor) -> list[dict[str
 
 
 def measured_shares(model: PreTrainedModel, windows: Sequence[Tensor]) -> dict[str, Tensor]:
-    """`score_shares` of each layer and head over windows of token ids (S_i,), averaged over them: (4, L, H) each."""
+    """
+    `score_shares` of each layer and head over windows of token ids (S_i,), averaged over them: (4, L, H) each, shares
+    of 1.
+
+    Source: the terms of arXiv 2602.04902; their shares as `score_shares`.
+    """
     shares: dict[str, list[Tensor]] = {}
     for window in windows:
         layers = queries_and_keys(model, window[None])
@@ -232,7 +258,12 @@ def measured_shares(model: PreTrainedModel, windows: Sequence[Tensor]) -> dict[s
 
 
 def measured_dc_ac(model: PreTrainedModel, windows: Sequence[Tensor]) -> dict[str, dict[str, Tensor]]:
-    """`dc_ac_table` of `queries` and `keys` over windows of token ids (S_i,), averaged over them: entries (L, P)."""
+    """
+    `dc_ac_table` of `queries` and `keys` over windows of token ids (S_i,), averaged over them: entries (L, P),
+    energies a token.
+
+    Source: the orthogonality theorem of arXiv 2602.04902, as `dc_ac_table` tests it.
+    """
     theta = plane_frequencies(model)
     tables: dict[str, dict[str, list[Tensor]]] = {"queries": {}, "keys": {}}
     for window in windows:
@@ -265,6 +296,8 @@ def content_spectra(
 
     Raises:
         ValueError: a window shorter than a segment.
+
+    Source: Welch 1967.
     """
     shortest = min(len(window) for window in windows)
     if shortest <= nperseg:
@@ -298,7 +331,10 @@ def text_response(
         omegas: content frequencies (W,), radians a token.
 
     Returns:
-        `queries` and `keys`: complex (L, P, W), to be laid over `plane_response(omegas, theta, gamma, placement)`.
+        `queries` and `keys`: complex (L, P, W), output over input, to be laid over `plane_response(omegas, theta,
+        gamma, placement)`.
+
+    Source: least squares, by the normal equations of a Wiener filter (Wiener 1949).
     """
     theta = plane_frequencies(model)
     sums: dict[str, tuple[Tensor | float, Tensor | float]] = {"queries": (0.0, 0.0), "keys": (0.0, 0.0)}

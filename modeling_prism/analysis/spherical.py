@@ -18,6 +18,8 @@ def fourier_energies(table: Tensor, dim: int = 0) -> Tensor:
 
     Returns:
         (F,), sums to 1 (all 0 for a constant table). Both signs of a frequency count as one.
+
+    Source: Nanda et al., arXiv 2301.05217, who read embeddings so.
     """
     spectrum = torch.fft.rfft(table.double(), dim=dim).abs().square()
     energies = spectrum.movedim(dim, 0).flatten(1).sum(-1)
@@ -32,19 +34,30 @@ def fourier_energies(table: Tensor, dim: int = 0) -> Tensor:
 
 
 def top_frequencies(energies: Tensor, k: int) -> Tensor:
-    """The k frequencies of most energy, 0 aside, largest first: (k,)."""
+    """
+    The k frequencies of most energy (F,), 0 aside, largest first: (k,), in turns of all residues.
+
+    Source: the key frequencies of Nanda et al., arXiv 2301.05217; here a number k of them, as in arXiv 2603.05228.
+    """
     return energies[1:].topk(min(k, len(energies) - 1)).indices + 1
 
 
 def explained_variance(energies: Tensor, frequencies: Tensor) -> Tensor:
     """
-    Share of the variance over residues that `frequencies` hold: a scalar, 0 to 1. `energies` of `fourier_energies`.
+    Share of the variance over residues that `frequencies` (k,) hold: a scalar, 0 to 1. `energies` (F,) of
+    `fourier_energies`.
+
+    Source: Nanda et al., arXiv 2301.05217.
     """
     return energies[frequencies].sum() / energies[1:].sum()
 
 
 def keep_frequencies(logits: Tensor, frequencies: Tensor) -> Tensor:
-    """Logits (..., p) with only frequency 0 and `frequencies` left over the classes: (..., p)."""
+    """
+    Logits (..., p) with only frequency 0 and `frequencies` (k,) left over the classes: (..., p), in their unit.
+
+    Source: the spectral check of arXiv 2603.05228.
+    """
     spectrum = torch.fft.rfft(logits.double(), dim=-1)
     kept = torch.zeros(spectrum.shape[-1], dtype=torch.bool, device=logits.device)
     kept[0] = True
@@ -53,13 +66,13 @@ def keep_frequencies(logits: Tensor, frequencies: Tensor) -> Tensor:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of inputs whose largest logit (N, p) is their label (N,)."""
+    """Share of inputs whose largest logit (N, p) is their label (N,): a float. Definition of this package."""
     return (logits.argmax(-1) == labels).double().mean().item()
 
 
 def accuracy_by_top_k(logits: Tensor, labels: Tensor, ks: tuple[int, ...] = (0, 1, 2, 3, 5, 10)) -> dict[int, float]:
     """
-    Accuracy with the k strongest frequencies of the logits kept, and frequency 0, for each k.
+    Accuracy, a share of 1, with the k strongest frequencies of the logits kept, and frequency 0, for each k.
 
     Args:
         logits: (N, p) over the residues.
@@ -79,6 +92,8 @@ def discrete_log_order(p: int) -> Tensor:
 
     Raises:
         ValueError: p is not a prime above 2.
+
+    Derived here: the residues of a prime but 0 are a cyclic group under multiplication.
     """
     if p < 3 or any(p % n == 0 for n in range(2, int(p**0.5) + 1)):
         raise ValueError(f"Powers of one number run through all residues of a prime above 2, not of {p}.")
@@ -90,7 +105,7 @@ def modular_pairs(p: int, operation: str = "add") -> tuple[Tensor, Tensor]:
     """
     All inputs [a, b, =] of a task on residues, "=" being token p, and their answers: (p * p, 3), (p * p,).
 
-    `operation`: "add", a + b mod p; "multiply", a * b mod p.
+    `operation`: "add", a + b mod p; "multiply", a * b mod p. Source: the tasks of arXiv 2603.05228.
     """
     a, b = torch.cartesian_prod(torch.arange(p), torch.arange(p)).unbind(-1)
     if operation not in ("add", "multiply"):
