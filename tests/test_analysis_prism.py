@@ -52,6 +52,12 @@ def test_small_tests_are_exact():
     assert split.p_value == pytest.approx(2 / 6) and split.cliffs_delta == 1
 
 
+def test_the_smallest_p_is_of_both_tails():
+    # Banks that nothing overlaps, and far more ways to deal the heads than are tried.
+    figure = torch.cat([torch.arange(16.0) + 100, torch.arange(16.0)])[None]
+    assert prism.split_by_bank(figure, 16, num_resamples=199).p_value == pytest.approx(2 / 200)
+
+
 def test_adjusted_p_values():
     assert prism.adjusted([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.04, 0.04])
     assert prism.adjusted([]) == []

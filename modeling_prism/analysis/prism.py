@@ -50,9 +50,9 @@ def split_by_bank(figure: Tensor, num_signal_heads: int, num_resamples: int = 99
     difference.
 
     The test (`scipy.stats.permutation_test`) deals the heads of all layers to the banks anew, each figure less its
-    mean over its layer, so that differences between layers do not count as noise. The smallest p is 1 / (num_resamples
-    + 1).
-    Heads of one model are not seeds: a small p says that banks differ in this model, no more.
+    mean over its layer, so that differences between layers do not count as noise. The smallest p is 2 / (num_resamples
+    + 1), or 2 over the ways to deal them where `num_resamples` are enough to try them all: the smaller tail counts
+    twice. Heads of one model are not seeds: a small p says that banks differ in this model, no more.
 
     Source: Fisher 1935 (permutation); the centring by layer is a definition of this package.
     """
