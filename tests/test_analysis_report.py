@@ -179,16 +179,42 @@ def test_a_small_budget_is_kept_and_said(folder, tmp_path, undrawn):
         (["llama", "--texts", "texts.txt", "--out", "x", "--compare", "nowhere"], "'nowhere' is neither"),
         (["llama", "--texts", "texts.txt", "--out", "x", "--num_texts", "0"], "`num_texts`=0"),
         (["llama", "--modulus", "7", "--out", "x", "--compare", "gpt2"], "one at a time"),
-        (["llama", "--modulus", "700", "--out", "x"], "needs 701 tokens"),
+        (["llama", "--modulus", "700", "--out", "x"], "`modulus`=700 needs 701 tokens.*has 300.*at most 299"),
+        (["llama", "--modulus", "0", "--out", "x"], "`modulus`=0 leaves no two residues.*2 or more"),
+        (["llama", "--modulus", "-3", "--out", "x"], "`modulus`=-3 leaves no two residues.*2 or more"),
+        (["llama", "--modulus", "1", "--out", "x"], "`modulus`=1 leaves no two residues.*2 or more"),
+        (["llama", "--modulus", "9", "--operation", "multiply", "--out", "x"], "`modulus`=9: .*Give such a prime"),
+        (["llama", "--texts", "texts.txt", "--out", "x", "--max_length", "2"], "`max_length`=2 .*at least 4"),
+        (["llama", "--texts", "texts.txt", "--out", "x", "--max_length", "3"], "`max_length`=3 .*at least 4"),
+        (["llama", "--texts", "texts.txt", "--out", "texts.txt"], "`out`='texts.txt' is a file: give .* a folder"),
     ],
 )
-def test_bad_input_is_named(arguments, message, folder, monkeypatch):
+def test_bad_input_is_named_before_any_work(arguments, message, folder, monkeypatch):
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(modeling_prism.analysis.collect, "run_batch", lambda *_: pytest.fail("a model was run"))
+    monkeypatch.setattr(LlamaForCausalLM, "forward", lambda *_, **__: pytest.fail("a model was run"))
     if not (folder / "bare").exists():
         make_models()["llama"].save_pretrained(folder / "bare")
         (folder / "empty.txt").write_text("\n\n  \n")
     with pytest.raises(ValueError, match=message):
         command.main(arguments)
+
+
+@pytest.mark.parametrize("model", ["prism", "momentum"])
+def test_the_shortest_windows_that_are_accepted(model, folder, tmp_path, undrawn):
+    page, numbers = run(folder, model, tmp_path, "--num_texts", "3", "--max_length", "4")
+    assert numbers["model"]["max length"] == 4 and numbers["model"]["repeats"]["nats of repeats"] > 0
+    assert any("at least 16 tokens" in note for note in numbers["notes"]) and 'id="induction"' in page
+
+
+def test_the_smallest_modulus_that_is_accepted():
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, num_attention_heads=4))
+    for modulus, operation in ((2, "add"), (3, "multiply")):
+        found = modeling_prism.analysis.examine_cyclic(model, modulus, operation)
+        assert all(0 <= share <= 1 for share in found["explained by top 5"].values())
+    for modulus, operation in ((1, "add"), (-3, "add"), (2, "multiply"), (9, "multiply")):
+        with pytest.raises(ValueError, match=f"`modulus`={modulus}"):
+            modeling_prism.analysis.examine_cyclic(model, modulus, operation)
 
 
 def test_a_folder_that_is_no_model(folder, tmp_path):
@@ -200,8 +226,11 @@ def test_a_folder_that_is_no_model(folder, tmp_path):
 def test_a_tokenizer_of_another_model(folder):
     tokenizer = command.AutoTokenizer.from_pretrained(folder / "llama")
     model = LlamaForCausalLM(LlamaConfig(**{**SIZES, "vocab_size": 50}, num_attention_heads=4))
-    with pytest.raises(ValueError, match="do not belong together"):
+    with pytest.raises(ValueError, match="do not belong together. Give the model the tokenizer"):
         examine(model, tokenizer, ["Tom had a red ball."], progress=False)
+    for max_length in (0, 3):
+        with pytest.raises(ValueError, match=f"`max_length`={max_length} "):
+            examine(model, tokenizer, ["Tom had a red ball."], max_length=max_length, progress=False)
 
 
 class Clock(LlamaForCausalLM):

@@ -22,8 +22,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .examine import examine, examine_cyclic, untrained_copy
+from .examine import check_length, context_length, examine, examine_cyclic, read_windows, untrained_copy
 from .report import write_report
+from .spherical import check_modulus
 
 
 @dataclass
@@ -56,10 +57,17 @@ class AnalysisArguments:
             raise ValueError("Give `--texts` (a file) or `--modulus` (a number): what is the model to read?")
         if self.num_texts < 1 or self.memory_budget <= 0:
             raise ValueError(f"`num_texts`={self.num_texts} and `memory_budget`={self.memory_budget} must be above 0.")
-        if self.max_length is not None and self.max_length < 2:
-            raise ValueError(f"`max_length` must be at least 2, got {self.max_length}.")
-        if self.modulus is not None and self.compare:
-            raise ValueError("`--compare` compares models on texts; a task modulo a number is reported one at a time.")
+        if self.max_length is not None:
+            check_length(self.max_length)
+        if self.modulus is not None:
+            check_modulus(self.modulus, self.operation)
+            if self.compare:
+                raise ValueError(
+                    "`--compare` compares models on texts; a task modulo a number is reported one at a time: leave it "
+                    "out."
+                )
+        if Path(self.out).is_file():
+            raise ValueError(f"`out`={self.out!r} is a file: give the name of a folder.")
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -121,9 +129,20 @@ def same_tokenizer(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase, texts
     return a.get_vocab() == b.get_vocab() and all(a(text)["input_ids"] == b(text)["input_ids"] for text in texts[:8])
 
 
+def check_others(arguments: AnalysisArguments, texts: Sequence[str]) -> None:
+    """Raises `ValueError` if a model to compare cannot be read: before the work on the first one, not after."""
+    for other in arguments.compare:
+        # It is loaded again when its turn comes: all at once may be too many for the memory.
+        model, tokenizer = load_model(other, arguments), load_tokenizer(other, arguments)
+        read_windows(model, tokenizer, texts, arguments.max_length or context_length(model))
+
+
 def analyse(name: str, arguments: AnalysisArguments) -> Path:
     """Examines the model, its control and those to compare, and writes the report; returns the page."""
     names = display_names([name, *arguments.compare])
+    if arguments.texts is not None:
+        texts = read_texts(arguments.texts, arguments.num_texts)
+        check_others(arguments, texts)
     model = load_model(name, arguments)
     if arguments.modulus is not None:
         task = {"modulus": arguments.modulus, "operation": arguments.operation}
@@ -131,7 +150,6 @@ def analyse(name: str, arguments: AnalysisArguments) -> Path:
         control = examine_cyclic(untrained_copy(model, arguments.control_seed), **task, name="untrained copy")
         return write_report(found, control, arguments.out)
 
-    texts = read_texts(arguments.texts, arguments.num_texts)
     tokenizer = load_tokenizer(name, arguments)
     options = {"max_length": arguments.max_length, "memory_budget": int(arguments.memory_budget * 2**30)}
     found = examine(model, tokenizer, texts, name=names[0], **options)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import prism, reducers, spherical
 from .collect import SHORTEST, Batch, collect_windows, cut_texts, plan_length, prepared
-from .measures import measure_momentum, measure_prism, measure_repeats, mechanism_off
+from .measures import SHORTEST_REPEAT, measure_momentum, measure_prism, measure_repeats, mechanism_off
 
 
 def untrained_copy(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
@@ -31,6 +31,35 @@ def context_length(model: PreTrainedModel, longest: int = 256) -> int:
     """The model's positions, at most `longest`."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return min(longest, positions) if positions else longest
+
+
+def check_length(max_length: int) -> None:
+    """Raises `ValueError` for windows in which nothing can repeat."""
+    if max_length < SHORTEST_REPEAT:
+        raise ValueError(
+            f"`max_length`={max_length} leaves no room for a pair of tokens that repeats: give at least "
+            f"{SHORTEST_REPEAT}, or {SHORTEST} for figures of heads too."
+        )
+
+
+def read_windows(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int
+) -> tuple[list[torch.Tensor], int]:
+    """
+    `cut_texts` for a model.
+
+    Raises:
+        ValueError: nothing to read, windows that are too short, or a tokenizer with more tokens than the model.
+    """
+    check_length(max_length)
+    windows, num_bytes = cut_texts(tokenizer, texts, max_length)
+    largest, size = max(int(window.max()) for window in windows), model.config.get_text_config().vocab_size
+    if largest >= size:
+        raise ValueError(
+            f"The tokenizer makes token {largest}, and the model has {size}: they do not belong together. Give the "
+            "model the tokenizer that it was trained with."
+        )
+    return windows, num_bytes
 
 
 def examine(
@@ -51,7 +80,7 @@ def examine(
         tokenizer: its tokenizer.
         texts: each read from its beginning, in windows of `max_length` tokens.
         name: what figures call it.
-        max_length: default: the model's positions, at most 256.
+        max_length: at least 4; default: the model's positions, at most 256.
         memory_budget: bytes for the activations of a batch.
         progress: show progress bars.
 
@@ -61,21 +90,19 @@ def examine(
         `momentum` where the model is one; `notes`, sentences on what could not be measured or was changed.
 
     Raises:
-        ValueError: nothing to read, a tokenizer with more tokens than the model, or too small a memory.
+        ValueError: nothing to read, windows that are too short, a tokenizer with more tokens than the model, or too
+            small a memory.
     """
     notes: list[str] = []
     config = model.config.get_text_config()
-    max_length = max_length or context_length(model)
+    if max_length is None:
+        max_length = context_length(model)
+    # Before anything runs.
+    check_length(max_length)
     with noting_warnings(notes):
         attentions = gives_attentions(model, notes)
         max_length = plan_length(model, max_length, memory_budget, attentions)
-        windows, num_bytes = cut_texts(tokenizer, texts, max_length)
-        largest = max(int(window.max()) for window in windows)
-        if largest >= config.vocab_size:
-            raise ValueError(
-                f"The tokenizer makes token {largest}, and the model has {config.vocab_size}: they do not belong "
-                "together."
-            )
+        windows, num_bytes = read_windows(model, tokenizer, texts, max_length)
         options = {"memory_budget": memory_budget, "progress": progress, "attentions": attentions}
         chosen = [reducers.reduce_loss, reducers.reduce_residual]
         if attentions:
@@ -163,7 +190,7 @@ def examine_cyclic(
 
     Args:
         model: a causal language model with at least `modulus + 1` tokens.
-        modulus: p, a prime if `operation` is "multiply".
+        modulus: p, at least 2; a prime above 2 if `operation` is "multiply".
         operation: "add" or "multiply"; the Fourier basis is that of the operation's group.
 
     Returns:
@@ -173,11 +200,15 @@ def examine_cyclic(
         `residues`, the length of the cycle; `residual`. Products with 0 count in `accuracy` alone.
 
     Raises:
-        ValueError: too few tokens.
+        ValueError: too few tokens, or a modulus that is none.
     """
     config = model.config.get_text_config()
+    spherical.check_modulus(modulus, operation)
     if config.vocab_size < modulus + 1:
-        raise ValueError(f"A task mod {modulus} needs {modulus + 1} tokens; the model has {config.vocab_size}.")
+        raise ValueError(
+            f"`modulus`={modulus} needs {modulus + 1} tokens (the last is =), and the model has {config.vocab_size}: "
+            f"give the modulus that it was trained on, at most {config.vocab_size - 1}."
+        )
     pairs, labels = spherical.modular_pairs(modulus, operation)
     logits, sums = [], {}
     with prepared(model, attentions=False):

@@ -14,6 +14,10 @@ from .heads import pattern_sums, prefix_matching_pattern, random_repeats
 from .representations import affinity_of_bases, coherence, orthonormal_rows, subspace_snr
 
 
+# Two different tokens, and the pair of them again.
+SHORTEST_REPEAT = 4
+
+
 @contextlib.contextmanager
 def mechanism_off(model: PreTrainedModel) -> Iterator[None]:
     """Prism with lambda = 0, Momentum with gamma = 0, on the same weights; afterwards it is as it was."""
@@ -44,7 +48,8 @@ def measure_repeats(
     **options,
 ) -> dict[str, Tensor | float]:
     """
-    What a model makes of random texts that repeat themselves at varying distances (`random_repeats`).
+    What a model makes of random texts that repeat themselves at varying distances (`random_repeats`), of at most
+    `max_length` tokens, which are `SHORTEST_REPEAT` or more.
 
     Returns:
         `induction`, the prefix-matching score of each head (L, H); `nats of repeats`, the loss of tokens that can be

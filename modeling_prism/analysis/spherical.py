@@ -84,6 +84,25 @@ def accuracy_by_top_k(logits: Tensor, labels: Tensor, ks: tuple[int, ...] = (0, 
     return {k: accuracy(keep_frequencies(logits, top_frequencies(energies, k)), labels) for k in ks}
 
 
+def check_modulus(modulus: int, operation: str = "add") -> None:
+    """
+    Raises `ValueError` for a modulus, a scalar, whose residues are no cycle under the operation: below 2 or, to
+    multiply, no prime above 2.
+
+    Definition of this package.
+    """
+    if operation == "multiply":
+        if modulus < 3 or any(modulus % n == 0 for n in range(2, int(modulus**0.5) + 1)):
+            raise ValueError(
+                f"`modulus`={modulus}: the residues of a prime above 2 alone are powers of one number. Give such a "
+                "prime, or, for a task of addition, `operation`='add'."
+            )
+    elif modulus < 2:
+        raise ValueError(
+            f"`modulus`={modulus} leaves no two residues to tell apart: give that of the task, 2 or more."
+        )
+
+
 def discrete_log_order(p: int) -> Tensor:
     """
     The residues 1..p-1 as powers g^0, g^1, ... of the smallest primitive root g: (p - 1,).
@@ -95,8 +114,7 @@ def discrete_log_order(p: int) -> Tensor:
 
     Derived here: the residues of a prime but 0 are a cyclic group under multiplication.
     """
-    if p < 3 or any(p % n == 0 for n in range(2, int(p**0.5) + 1)):
-        raise ValueError(f"Powers of one number run through all residues of a prime above 2, not of {p}.")
+    check_modulus(p, "multiply")
     powers = [[pow(root, n, p) for n in range(p - 1)] for root in range(2, p)]
     return torch.tensor(next(row for row in powers if len(set(row)) == p - 1))
 
