@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from datasets import Dataset
+from matplotlib.text import Text
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 import modeling_prism.analysis
@@ -68,15 +69,31 @@ def run(folder, model, out, *arguments, texts="texts.txt"):
 
 @pytest.fixture(scope="module")
 def reports(folder, tmp_path_factory):
-    """Page, numbers and folder of the report on each model, made when first asked for."""
-    made = {}
+    """
+    Page, numbers and folder of the report on each model, made when first asked for; and by picture the smallest text
+    that was drawn, in points.
+    """
+    made, save = {}, report.save_picture
 
     def get(model):
         if model not in made:
             out = tmp_path_factory.mktemp(f"report_{model}")
-            made[model] = (*run(folder, model, out, *FEW), out)
+            points = get.points[model] = {}
+
+            def noting(picture, folder):
+                source = save(picture, folder)
+                texts = [
+                    each for each in picture.figure.findobj(Text) if each.get_visible() and each.get_text().strip()
+                ]
+                points[picture.name] = min(each.get_fontsize() for each in texts)
+                return source
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(report, "save_picture", noting)
+                made[model] = (*run(folder, model, out, *FEW), out)
         return made[model]
 
+    get.points = {}
     return get
 
 
@@ -416,6 +433,16 @@ def test_figures_in_a_notebook(folder):
     assert torch.allclose(torch.as_tensor(first.images[0].get_array()), found["heads"]["distance"])
 
 
+def test_planes_are_whole_numbers(folder):
+    momentum = measure_momentum(MomentumForCausalLM.from_pretrained(folder / "momentum"), [torch.arange(40)])
+    found = {"momentum": momentum, "layers": 2}
+    for plot in (figures_families.plot_dc_ac, figures_families.plot_planes):
+        for ax in plot(found, "keys", 1).axes:
+            low, high = ax.get_xlim()
+            ticks = [tick for tick in ax.get_xticks() if low <= tick <= high]
+            assert len(ticks) >= 2 and all(tick == round(tick) for tick in ticks)
+
+
 def test_heads_that_span_everything_can_be_drawn(folder):
     """Two signal heads of width d: nothing lies outside of their subspaces."""
     model = PrismForCausalLM(PrismConfig(**SIZES, num_attention_heads=4))
@@ -479,7 +506,15 @@ document.getElementById("page").addEventListener("load", (event) => {
     width: root.documentElement.scrollWidth,
     images: images.length,
     drawn: images.filter((i) => i.complete && i.naturalWidth > 0).length,
-    widest: Math.max(...images.map((i) => i.getBoundingClientRect().right)),
+    pictures: Object.fromEntries([...root.querySelectorAll("figure")].map((figure) => {
+      const image = figure.querySelector("img"), frame = image.parentElement;
+      return [figure.id, {
+        scale: image.getBoundingClientRect().width / image.naturalWidth,
+        right: frame.getBoundingClientRect().right,
+        hidden: frame.scrollWidth - frame.clientWidth,
+        scrolls: inner.getComputedStyle(frame).overflowX == "auto" && frame.tabIndex == 0,
+      }];
+    })),
     described: images.filter((i) => i.alt.length > 20).length,
     smallest: Math.min(...sizes),
     fetched: fetched.length,
@@ -503,16 +538,27 @@ def in_browser(page, tmp_path, width):
     return json.loads(html.unescape(result[1])), re.findall(r".*CONSOLE.*", done.stderr)
 
 
+def text_pixels(seen, points):
+    """The smallest text of each picture as it is shown, in CSS pixels, of which 96 are 72 points."""
+    return {name: picture["scale"] * points[name] * 96 / 72 for name, picture in seen["pictures"].items()}
+
+
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome")
 def test_the_page_in_a_browser(reports, tmp_path):
-    page = reports("prism")[0]
+    page, points = reports("prism")[0], reports.points["prism"]
     for width in (390, 1280):
         seen, console = in_browser(page, tmp_path, width)
         assert console == []
         assert seen["images"] == seen["drawn"] == seen["described"] == 8
-        assert seen["width"] <= width and seen["widest"] <= width
+        # Pictures wider than a phone scroll in their frames, the page does not.
+        assert seen["width"] <= width and all(picture["right"] <= width for picture in seen["pictures"].values())
+        assert all(picture["scrolls"] for picture in seen["pictures"].values())
+        assert all((picture["hidden"] > 0) == (width == 390) for picture in seen["pictures"].values())
         assert seen["smallest"] >= 12 and seen["fetched"] == 0
-    # The test would see an error, a picture that is not there, and a page too wide.
+        assert min(text_pixels(seen, points).values()) >= 9
+    # The test would see pictures too small to read, an error, a picture that is not there, and a page too wide.
+    shrunk = page.replace("min-width: 5.6in", "min-width: 0")
+    assert max(text_pixels(in_browser(shrunk, tmp_path, 390)[0], points).values()) < 9
     broken = page.replace("</body>", '<p style="width: 2000px">wide</p><img src="data:image/png;base64,x"></body>')
     seen, console = in_browser(broken + "<script>console.error('broken')</script>", tmp_path, 390)
     assert seen["width"] > 390 and seen["drawn"] < seen["images"] and any("broken" in line for line in console)

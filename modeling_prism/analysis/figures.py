@@ -13,13 +13,14 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from .heads import BANDS
 from .reducers import HEAD_FIGURES
 
 
-# Inches: so wide that 9 pt stay legible on a phone.
+# Inches; the page never shows a picture smaller than this.
 WIDTH = 5.6
 MAP = "cividis"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -72,6 +73,11 @@ def series_style(index: int, count: int) -> dict:
     return {"color": shade, "marker": MARKERS[index % 8], "linestyle": LINES[index % 4], "markersize": 4}
 
 
+def whole_numbers(ax: Axes):
+    """Ticks of the x axis at whole numbers: there is no plane, layer or head between two."""
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
 def from_zero(ax: Axes):
     """Lets the y axis begin at 0 and end a little above the data."""
     # A subspace that spans everything has an infinite signal-to-noise ratio, which is not drawn.
@@ -109,7 +115,8 @@ def plot_heads(findings: dict) -> Figure:
         ax.set_xticks(range(0, H, math.ceil(H / 8)))
         ax.set_yticks(range(0, L, math.ceil(L / 8)))
         figure.colorbar(image, ax=ax, shrink=0.9)
-        if L * H <= 64:
+        # Three characters of 7 pt in half the width.
+        if L * H <= 64 and H <= 8:
             write_values(ax, values, image)
         if "prism" in findings:
             ax.axvline(findings["prism"]["signal heads"] - 0.5, color="white", linewidth=2)
@@ -134,7 +141,7 @@ def write_values(ax: Axes, values: Tensor, image):
             text = (
                 f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2f}".removeprefix("0")
             )
-            ax.text(j, i, text, ha="center", va="center", fontsize=6, color="white" if dark else "black")
+            ax.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
 
 
 @styled

@@ -6,7 +6,7 @@ import torch
 from matplotlib.figure import Figure
 
 from . import momentum, prism
-from .figures import BANKS, CONTROL, TRAINED, from_zero, new_figure, series_style, styled
+from .figures import BANKS, CONTROL, TRAINED, from_zero, new_figure, series_style, styled, whole_numbers
 from .reducers import HEAD_FIGURES
 
 
@@ -114,6 +114,7 @@ def plot_rope_bands(findings: dict) -> Figure:
         kernel = prism.rope_kernel(rope["frequencies"] * 2 * math.pi, lags)
         axes[1].plot(lags, kernel, label=bank, markevery=0.1, **style)
     axes[0].set(title="wavelength of the rotary planes", xlabel="plane", ylabel="wavelength (tokens)", yscale="log")
+    whole_numbers(axes[0])
     axes[0].axhline(findings["max length"], color="black", linewidth=0.6, linestyle=":")
     axes[0].text(0, findings["max length"], " window", va="bottom", fontsize=8)
     axes[1].set(title="score of equal vectors", xlabel="lag (tokens)", ylabel="share of the score at lag 0")
@@ -177,6 +178,7 @@ def plot_planes(findings: dict, stream: str = "keys", layer: int = 0) -> Figure:
         dots = {**style, "linestyle": "", "markerfacecolor": "white"}
         ax.plot(x, found["measured"][stream][layer, :, pick].abs(), **dots)
     ax.set(xlabel="rotary plane (0 turns fastest)", ylabel="gain")
+    whole_numbers(ax)
     ax.set_title(f"gain of {stream}, layer {layer}, by content frequency (points: measured)")
     ax.legend(ncols=5, title="radians / token", loc="upper center", columnspacing=0.8, handletextpad=0.4)
     ax.set_ylim(0, 1.35 * float(found["formula"][stream][layer].abs().max()))
@@ -227,6 +229,8 @@ def plot_dc_ac(findings: dict, stream: str = "keys", layer: int = 0) -> Figure:
     axes[1].set(ylabel="share of the energy", xlabel="rotary plane (0 turns fastest)")
     from_zero(axes[1])
     axes[1].set_title("constant part (DC) of what attention receives")
+    for ax in axes:
+        whole_numbers(ax)
     axes[1].legend()
     return figure
 
