@@ -154,6 +154,19 @@ def test_the_shear_beside_its_formula():
         assert [row[:3] for row in rows] == [["0", "0.8", "2.5"], ["1", "4.17", "2.5"]]
 
 
+def test_the_dictionaries_beside_each_other(reports):
+    """An untrained dictionary is a tight frame: the norms of U_S U_N^T have bounds, and the page shows them."""
+    page, numbers, _ = reports("prism")
+    found, control = numbers["model"]["prism"], numbers["control"]["prism"]
+    assert "||U_S U_N^T|| (spectral)" in page and "(Frobenius)" in page
+    for layer, norms in enumerate(zip(control["coherence spectral"], control["coherence frobenius"])):
+        assert 0 < norms[0] <= 1 / 2 + 1e-6 and norms[0] < norms[1] <= 32**0.5 / 2
+        row = re.search(rf"<tr><td>{layer}</td>(.*)</tr>", page)[1]
+        for name in ("coherence spectral", "coherence frobenius"):
+            trained, untrained = (sentences.number(each[name][layer]) for each in (found, control))
+            assert f"<td>{trained} ({untrained})</td>" in row
+
+
 def test_other_models_beside_it(folder, tmp_path, undrawn):
     others = ["--compare", str(folder / "llama"), str(folder / "other_tokenizer")]
     page, numbers = run(folder, "prism", tmp_path, *FEW, *others)

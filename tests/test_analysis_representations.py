@@ -96,6 +96,22 @@ def test_coherence():
     assert rep.coherence(U, V)["rms"].item() == pytest.approx(1 / 8, rel=0.05)
 
 
+def test_norms_of_the_product_of_two_dictionaries():
+    Q = orthogonal(6)
+    # Rows 2 q_0, q_1 and 3 q_0, 4 q_1, 5 q_5: the product is diag(6, 4), whatever the cosines.
+    U, V = torch.stack([2 * Q[0], Q[1]]), torch.stack([3 * Q[0], 4 * Q[1], 5 * Q[5]])
+    found = rep.coherence(U, V)
+    assert found["spectral"].item() == pytest.approx(6)
+    assert found["frobenius"].item() == pytest.approx(math.sqrt(36 + 16))
+    apart = rep.coherence(Q[:3], 2 * Q[3:])
+    assert apart["spectral"].item() == pytest.approx(0, abs=1e-12)
+    assert apart["frobenius"].item() == pytest.approx(0, abs=1e-12)
+    # Two tight halves of a tight frame: U^T U = V^T V = I / 2.
+    halves = rep.coherence(Q / 2**0.5, orthogonal(6, seed=1) / 2**0.5)
+    assert halves["spectral"].item() == pytest.approx(1 / 2)
+    assert halves["frobenius"].item() == pytest.approx(math.sqrt(6) / 2)
+
+
 def test_subspace_affinity():
     Q = orthogonal(6)
     mixed = torch.randn(2, 2, dtype=torch.float64) @ Q[:2]  # another basis of the same plane

@@ -89,9 +89,9 @@ def measure_prism(
 
     Returns:
         `signal heads`, `lambda`; `banks`, by head figure a `BankSplit` as dictionary with its `adjusted_p`;
-        `compression`, R_c a head of each bank by layer (L,), nats; `snr` of each bank's heads (L,); `coherence`, max
-        and rms between the banks (L,), `affinity`, mean over pairs of a signal and a noise head (L,); `cosines`;
-        `rope`.
+        `compression`, R_c a head of each bank by layer (L,), nats; `snr` of each bank's heads (L,); `coherence max`,
+        `rms`, `spectral` and `frobenius` between the banks (L,), `affinity`, mean over pairs of a signal and a noise
+        head (L,); `cosines`; `rope`.
     """
     config = model.config
     H, H_S = config.num_attention_heads, config.num_signal_heads
@@ -111,7 +111,7 @@ def measure_prism(
         row["snr signal"] = torch.stack([subspace_snr(Z, head) for head in signal]).mean()
         row["snr noise"] = torch.stack([subspace_snr(Z, head) for head in noise]).mean()
         between = coherence(signal.flatten(0, 1), noise.flatten(0, 1))
-        row |= {"coherence max": between["max"], "coherence rms": between["rms"]}
+        row |= {f"coherence {name}": value for name, value in between.items()}
         bases = [[orthonormal_rows(head) for head in bank] for bank in (signal, noise)]
         row["affinity"] = torch.stack([affinity_of_bases(s, n) for s in bases[0] for n in bases[1]]).mean()
         for name, value in row.items():

@@ -237,6 +237,26 @@ def bank_table(found: dict, control: dict) -> dict:
     return {"title": "Signal heads against noise heads", "header": header, "rows": rows}
 
 
+def coherence_table(found: dict, control: dict) -> dict:
+    """What the dictionaries of the banks have in common, layer by layer; untrained in brackets."""
+    figures_shown = {
+        "coherence max": "largest |cosine|",
+        "coherence rms": "rms cosine",
+        "coherence spectral": "||U_S U_N^T|| (spectral)",
+        "coherence frobenius": "(Frobenius)",
+        "affinity": "affinity of heads",
+    }
+    rows = []
+    for layer in range(found["layers"]):
+        row = [str(layer)]
+        for name in figures_shown:
+            trained, untrained = (number(float(each["prism"][name][layer])) for each in (found, control))
+            row.append(f"{trained} ({untrained})")
+        rows.append(row)
+    title = "Coherence of the signal and the noise dictionary (in brackets: untrained)"
+    return {"title": title, "header": ["layer", *figures_shown.values()], "rows": rows}
+
+
 def filter_table(found: dict) -> dict:
     """
     The shear of the layers, the first of each gamma: gamma beside that of the published law for so many layers, then
@@ -342,6 +362,8 @@ def write_report(found: dict, control: dict, out: str | Path, others: Sequence[d
     tables = [model_table(found, control, others)] if "loss" in found else []
     if "banks" in found.get("prism", {}):
         tables.append(bank_table(found, control))
+    if "prism" in found:
+        tables.append(coherence_table(found, control))
     if "momentum" in found:
         tables.append(filter_table(found))
     sentences = opening(found, control)

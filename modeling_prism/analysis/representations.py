@@ -155,12 +155,23 @@ def coherence(U: Tensor, V: Tensor) -> dict[str, Tensor]:
     Returns:
         `max`, the mutual coherence, largest |cosine| between a row of U and a row of V: 0 for orthogonal
         dictionaries, 1 for a shared row;
-        `rms`, the root mean square of those cosines: 1 / sqrt(d) for random rows. Both scalars.
+        `rms`, the root mean square of those cosines: 1 / sqrt(d) for random rows;
+        `spectral` and `frobenius`, the norms of U V^T, rows at their own length: its largest singular value, and the
+        root of the sum of the squares of all. 0 for orthogonal dictionaries; of the halves of a tight frame
+        (U^T U + V^T V = I) at most 1/2 and sqrt(d) / 2, reached where each half is tight. All scalars.
 
-    Source: Donoho and Huo 2001 for `max`; `rms` is a definition of this package.
+    Source: Donoho and Huo 2001 for `max`; ||U_S U_N^T|| is of the white-box reading of Prism, which names no norm;
+    `rms` is a definition of this package.
     """
-    cosines = torch.nn.functional.normalize(U.double(), dim=-1) @ torch.nn.functional.normalize(V.double(), dim=-1).mT
-    return {"max": cosines.abs().amax(), "rms": cosines.square().mean().sqrt()}
+    U, V = U.double(), V.double()
+    cosines = torch.nn.functional.normalize(U, dim=-1) @ torch.nn.functional.normalize(V, dim=-1).mT
+    singular_values = torch.linalg.svdvals(U @ V.mT)
+    return {
+        "max": cosines.abs().amax(),
+        "rms": cosines.square().mean().sqrt(),
+        "spectral": singular_values.amax(),
+        "frobenius": singular_values.square().sum().sqrt(),
+    }
 
 
 def subspace_affinity(U: Tensor, V: Tensor) -> Tensor:
