@@ -123,6 +123,8 @@ def test_every_family_shows_what_applies(model, reports):
     assert set(re.findall(r'<figure id="(\w+)">', page)) == PICTURES[model]
     # Self-contained: pictures inside, nothing to fetch.
     assert not re.search(r'(src|href)="(?!data:)', page) and "@import" not in page and "<script" not in page
+    # Where something is published, it says what of it is shown.
+    assert page.count(report.NO_PUBLISHED_PLOTS) == (model in ("prism", "momentum"))
     assert len(numbers["opening"]) == 3
     assert all(sentence in html.unescape(page) for sentence in numbers["opening"])
     assert numbers["model"]["loss"]["bits per byte"] > 0 and numbers["control"]["loss"]["bits per byte"] > 0
@@ -287,7 +289,7 @@ def test_a_cyclic_task(folder, tmp_path):
         page = report.write_report(found, control, tmp_path / operation).read_text()
         assert 'id="fourier"' in page and f"{operation} mod 11" in page
         # Nothing is published of products.
-        assert ("arXiv 2603.05228" in page) == (operation == "add")
+        assert ("arXiv 2603.05228" in page) == (report.NO_PUBLISHED_PLOTS in page) == (operation == "add")
     LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
     # Over an earlier report: its pictures do not stay.
     stale = tmp_path / "add" / "figures" / "banks.svg"

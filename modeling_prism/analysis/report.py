@@ -311,14 +311,21 @@ def save_picture(picture: Picture, folder: Path) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def footer_text() -> str:
+NO_PUBLISHED_PLOTS = "No plot of a paper is reproduced here: published numbers and formulas are shown in its place."
+
+
+def footer_text(found: dict) -> str:
+    """Versions, where the numbers are, and what stands in the place of the papers' own plots."""
     try:
         own = version("modeling-prism")
     except PackageNotFoundError:
         own = "(not installed)"
+    # Nothing is published of products.
+    published = "prism" in found or "momentum" in found or found.get("task", "").startswith("add")
     return (
         f"modeling_prism {own}, torch {torch.__version__}, transformers {transformers.__version__}. Every number is "
         "in report.json, every figure in figures/ as PNG and SVG, beside this page."
+        + (f" {NO_PUBLISHED_PLOTS}" if published else "")
     )
 
 
@@ -375,7 +382,7 @@ def write_report(found: dict, control: dict, out: str | Path, others: Sequence[d
         notes=notes,
         tables=tables,
         sections=sections,
-        footer=footer_text(),
+        footer=footer_text(found),
     )
     numbers = {"opening": sentences, "notes": notes, "model": found, "control": control, "others": list(others)}
     (out / "report.json").write_text(json.dumps(to_json(numbers), indent=1, allow_nan=False) + "\n", encoding="utf-8")
