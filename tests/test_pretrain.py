@@ -108,6 +108,24 @@ def test_a_run_writes_a_model_that_loads_and_tells(finished):
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
 
 
+def test_tokens_are_those_that_were_read(recipe, tmp_path):
+    # Every step is an epoch: the batch holds more than there is.
+    few = ["--num_train_stories", 6, "--eval_strategy", "no", "--save_strategy", "no", "--sample_max_new_tokens", 0]
+    large = run(recipe, tmp_path / "large", *few, "--per_device_train_batch_size", 4000, "--max_steps", 3)
+    history = json.loads((tmp_path / "large" / "trainer_state.json").read_text())["log_history"]
+    assert [log["epoch"] for log in history if "grad_norm" in log] == [1, 2, 3]
+    # The last batch of an epoch is a smaller one.
+    epochs = ["--per_device_train_batch_size", 25, "--max_steps", -1, "--num_train_epochs", 3]
+    small = run(recipe, tmp_path / "small", *few, *epochs)
+    assert large["tokens_seen"] == small["tokens_seen"] < 3 * 4000 * 32
+    for name, result in (("large", large), ("small", small)):
+        assert f" {result['tokens_seen']:,} tokens |" in (tmp_path / name / "README.md").read_text()
+    seconds = next(log["train_runtime"] for log in history if "train_runtime" in log)
+    assert large["tokens_seen"] / seconds <= large["tokens_per_second"] < 3 * 4000 * 32 / seconds
+    with pytest.raises(ValueError, match="`include_num_input_tokens_seen`=False.*leave it out"):
+        run(recipe, tmp_path / "other", "--include_num_input_tokens_seen", "no")
+
+
 def test_the_model_is_evaluated_before_during_and_after(finished):
     output_dir, result = finished
     state = json.loads((output_dir / "trainer_state.json").read_text())
@@ -201,7 +219,8 @@ def test_a_killed_run_resumes_to_the_same_end(code, checkpoint, recipe, finished
     (output_dir / "tokenizer.json").write_text("{")
     result = run(recipe, output_dir)
     assert_same_run(output_dir, finished[0])
-    assert result["nats_per_token"] == finished[1]["nats_per_token"]
+    for name in ("nats_per_token", "tokens_seen"):
+        assert result[name] == finished[1][name]
 
 
 def test_a_run_that_does_not_resume_ends_elsewhere(recipe, finished, tmp_path):
@@ -223,6 +242,8 @@ def test_two_processes_give_the_losses_of_one(model, recipe, tmp_path):
     launcher += [str(ROOT / "configuration" / "accelerate" / "two_cpus.yaml")]
     two = run_process(recipe, tmp_path / "two", *overrides, "--per_device_train_batch_size", "2", launcher=launcher)
     assert two.returncode == 0, two.stderr
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+    assert one["tokens_seen"] == two["tokens_seen"]
     logs = [json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"] for name in ("one", "two")]
     for name in ("loss", "grad_norm", "eval_nats_per_token", "eval_bits_per_byte"):
         one, two = ([log[name] for log in history if name in log] for history in logs)

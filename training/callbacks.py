@@ -78,16 +78,17 @@ def tell_story(model, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_t
 class ThroughputCallback(TrainerCallback):
     """Measures training speed: the time of the steps alone, without evaluating and saving."""
 
-    def __init__(self, tokens_a_step: int):
-        self.tokens_a_step, self.steps, self.seconds = tokens_a_step, 0, 0.0
+    def __init__(self):
+        self.tokens, self.seconds = 0, 0.0
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self.begun = time.perf_counter()
+        self.begun, self.tokens_before = time.perf_counter(), state.num_input_tokens_seen
 
     def on_step_end(self, args, state, control, **kwargs):
         self.seconds += time.perf_counter() - self.begun
-        self.steps += 1
+        # What was read, which at the end of the data is less than a batch.
+        self.tokens += state.num_input_tokens_seen - self.tokens_before
 
     def tokens_per_second(self) -> float:
         """Tokens of all processes a second, over the steps of this process's lifetime."""
-        return self.steps * self.tokens_a_step / self.seconds if self.steps else float("nan")
+        return self.tokens / self.seconds if self.tokens else float("nan")

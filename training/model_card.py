@@ -55,11 +55,11 @@ def render_model_card(
     model: PreTrainedModel,
     repo_id: str,
     step: int,
+    tokens_seen: int,
     evaluated_at: int | None,
     metrics: dict[str, float],
     dataset: str,
     init_from: str | None,
-    tokens_a_step: int,
     command: list[str],
     recipe: dict,
 ) -> ModelCard:
@@ -69,11 +69,11 @@ def render_model_card(
     Args:
         repo_id (`str`): where the card's code loads the model from: a hub name, or a folder.
         step (`int`): optimiser steps so far.
+        tokens_seen (`int`): tokens read in them, over all processes.
         evaluated_at (`int`, *optional*): the step of the last evaluation, if there was one.
         metrics (`dict[str, float]`): its metrics by name.
         dataset (`str`): what the model was trained on, as the recipe names it.
         init_from (`str`, *optional*): the model that was fine-tuned, if one was.
-        tokens_a_step (`int`): training tokens of one optimiser step, over all processes.
         command (`list[str]`): what was run, word by word.
         recipe (`dict`): every setting of the run that decides its result.
     """
@@ -108,7 +108,7 @@ def render_model_card(
         dataset=dataset_name,
         start=f"fine-tuned from {name_only(init_from)}" if init_from else "trained from scratch",
         step=f"{step:,}",
-        tokens_seen=f"{step * tokens_a_step:,}",
+        tokens_seen=f"{tokens_seen:,}",
         command=" ".join(map(str, map(name_only, command))),
         revision=code_revision(),
         repo_id=repo_id,

@@ -97,6 +97,9 @@ class PretrainArguments(TrainingArguments):
         default="Once upon a time", metadata={"help": "Beginning of the story told at every evaluation."}
     )
     sample_max_new_tokens: int = field(default=150, metadata={"help": "Length of that story in tokens; 0: none."})
+    include_num_input_tokens_seen: bool = field(
+        default=True, metadata={"help": "Trainer counts the tokens that it reads: the results report them."}
+    )
 
     def __post_init__(self):
         for name in ("noise_coefficient_start", "noise_coefficient_end"):
@@ -110,6 +113,11 @@ class PretrainArguments(TrainingArguments):
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.include_num_input_tokens_seen is not True:
+            raise ValueError(
+                f"`include_num_input_tokens_seen`={self.include_num_input_tokens_seen!r} would leave the results "
+                "without the number of tokens read: leave it out."
+            )
         super().__post_init__()
 
 
@@ -152,6 +160,7 @@ class PretrainTrainer(Trainer):
             self.model,
             repo_id=name if not Path(name).is_absolute() else Path(name).name,
             step=self.state.global_step,
+            tokens_seen=self.state.num_input_tokens_seen,
             evaluated_at=metrics.pop("step"),
             metrics=metrics,
             **self.card,
@@ -336,8 +345,7 @@ def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
         if training_arguments.should_save:
             begin_run(output_dir, run, tokenizer)
 
-    tokens_a_step = run["global_batch_size"] * data_arguments.block_size
-    throughput = ThroughputCallback(tokens_a_step)
+    throughput = ThroughputCallback()
     trainer = PretrainTrainer(
         model=model,
         args=training_arguments,
@@ -351,7 +359,6 @@ def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
         card={
             "dataset": data_arguments.dataset_name,
             "init_from": model_arguments.init_from,
-            "tokens_a_step": tokens_a_step,
             "command": ["python", "-m", "training.pretrain", *argv],
             "recipe": run,
         },
@@ -367,7 +374,7 @@ def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
         "model": config.model_type,
         "parameters": model.num_parameters(),
         "training_flops_per_token": training_flops_per_token(config, data_arguments.block_size),
-        "tokens_seen": trainer.state.global_step * tokens_a_step,
+        "tokens_seen": trainer.state.num_input_tokens_seen,
         "tokens_per_second": throughput.tokens_per_second(),
         **{name: metrics[name] for name in METRICS},
         "seed": training_arguments.seed,
