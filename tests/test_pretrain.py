@@ -21,6 +21,8 @@ from training.resume import last_complete_checkpoint
 
 
 ROOT = Path(__file__).parent.parent
+# A table instead of the recipe's stories.
+TABLE = ("--dataset_name", "addition", "--block_size", "3", "--remove_unused_columns", "false")
 SIZES = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2}
 
 
@@ -348,6 +350,7 @@ def test_push_to_hub_keeps_our_card(recipe, tmp_path, monkeypatch):
         (["--num_train_stories", "0"], "`num_train_stories`"),
         (["--validation_file", "valid.txt"], "`validation_file`"),
         (["--attn_implementation", "flash"], "attn_implementation"),
+        ([*TABLE, "--remove_unused_columns", "true"], "`remove_unused_columns`=True drops .* false`"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(options, message, recipe, tmp_path):

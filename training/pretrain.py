@@ -306,6 +306,11 @@ def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
     logging.basicConfig(level=logging.INFO if training_arguments.should_log else logging.WARNING)
     set_seed(training_arguments.seed)
 
+    if data_arguments.is_table and training_arguments.remove_unused_columns:
+        raise ValueError(
+            f"`remove_unused_columns`=True drops `shift_labels`, without which `dataset_name`="
+            f"{data_arguments.dataset_name!r} trains on wrong labels: give `--remove_unused_columns false`."
+        )
     config = load_config(model_arguments)
     brings_tokenizer = model_arguments.init_from or data_arguments.tokenizer_name
     if model_arguments.init_from and data_arguments.tokenizer_name:
