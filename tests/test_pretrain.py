@@ -21,6 +21,7 @@ from training.resume import last_complete_checkpoint
 
 
 ROOT = Path(__file__).parent.parent
+GROKKING = "configuration/recipes/grokking.yaml"
 # A table instead of the recipe's stories.
 TABLE = ("--dataset_name", "addition", "--block_size", "3", "--remove_unused_columns", "false")
 SIZES = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2}
@@ -330,6 +331,48 @@ def test_push_to_hub_keeps_our_card(recipe, tmp_path, monkeypatch):
         assert "signal-noise decomposition" in files["README.md"]
 
 
+@pytest.fixture(scope="module")
+def of_a_table(tmp_path_factory):
+    """A run of the recipe of tables, for two steps."""
+    output_dir = tmp_path_factory.mktemp("table") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return output_dir, run(GROKKING, output_dir, "--modulus", 23, "--max_steps", 2)
+
+
+def test_a_model_of_a_table_has_its_tokens(of_a_table, in_checkout, caplog):
+    output_dir, result = of_a_table
+    config = AutoModelForCausalLM.from_pretrained(output_dir).config
+    assert config.vocab_size == json.loads((output_dir / "run.json").read_text())["config"]["vocab_size"] == 24
+    assert result["tokens_seen"] == 2 * 158 * 3
+    # It is found again, and is not the run of another vocabulary.
+    options = ["--modulus", 23, "--max_steps", 2]
+    with caplog.at_level("INFO"):
+        assert run(GROKKING, output_dir, *options) == result
+    assert "`vocab_size` is 24, the tokens of the table, and not 114" in caplog.text
+    with pytest.raises(ValueError, match="`config` was"):
+        run(GROKKING, output_dir, *options[2:])
+
+
+def test_overrides_decide_the_tokens_of_a_table():
+    def size(table_vocab_size, **arguments):
+        preset = str(ROOT / "configuration" / "models" / "spherical-grok")
+        arguments = pretrain.ModelArguments(**{"model_config": preset, **arguments})
+        return pretrain.load_config(arguments, table_vocab_size).vocab_size
+
+    assert size(114) == size(None) == 114
+    assert (size(24), size(121), size(24, config_overrides="logit_scale=5")) == (24, 121, 24)
+    assert size(24, config_overrides="logit_scale=5,vocab_size=30") == 30
+    # A trained model keeps its own.
+    trained = str(ROOT / "configuration" / "models" / "spherical-grok")
+    assert size(24, model_config=None, init_from=trained) == 114
+
+
+def test_rows_without_a_token_are_told(recipe, tmp_path, caplog):
+    run(recipe, tmp_path / "run", "--config_overrides", "vocab_size=307", "--max_steps", 1)
+    assert "`vocab_size`=307 but the tokenizer 300 tokens: 7 rows are never used" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -351,6 +394,7 @@ def test_push_to_hub_keeps_our_card(recipe, tmp_path, monkeypatch):
         (["--validation_file", "valid.txt"], "`validation_file`"),
         (["--attn_implementation", "flash"], "attn_implementation"),
         ([*TABLE, "--remove_unused_columns", "true"], "`remove_unused_columns`=True drops .* false`"),
+        ([*TABLE, "--config_overrides", "vocab_size=100"], "table has 114 tokens .*`vocab_size`=100.*leave"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(options, message, recipe, tmp_path):

@@ -10,7 +10,7 @@ from datasets.exceptions import DatasetGenerationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from training.tasks.arithmetic import TABLES, check_table, make_arithmetic, make_tokenizer
+from training.tasks.arithmetic import TABLES, check_table, make_arithmetic, make_tokenizer, table_vocab_size
 from training.tasks.stories import stories
 
 
@@ -93,6 +93,11 @@ class DataArguments:
     def is_table(self) -> bool:
         """Whether the data are a table of `training.tasks.arithmetic` and not text."""
         return self.dataset_name in TABLES
+
+    @property
+    def table_vocab_size(self) -> int | None:
+        """How many tokens the table has, if the data are one."""
+        return table_vocab_size(self.dataset_name, self.modulus) if self.is_table else None
 
 
 def load_texts(arguments: DataArguments) -> DatasetDict:

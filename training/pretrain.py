@@ -203,8 +203,12 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Pre
     return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
 
 
-def load_config(arguments: ModelArguments) -> PreTrainedConfig:
-    """Reads the config of the model to train and applies the overrides."""
+def load_config(arguments: ModelArguments, table_vocab_size: int | None = None) -> PreTrainedConfig:
+    """
+    Reads the config of the model to train and applies the overrides.
+
+    A new model of a table has as many tokens as the table, `table_vocab_size`, unless an override says otherwise.
+    """
     if bool(arguments.model_config) == bool(arguments.init_from):
         raise ValueError(
             "Give either `model_config` (train from scratch) or `init_from` (fine-tune; empty the recipe's "
@@ -219,7 +223,12 @@ def load_config(arguments: ModelArguments) -> PreTrainedConfig:
             f"`{option}`={source!r} is neither a folder with a config.json nor a model that the hub would give "
             f"({str(error).splitlines()[0]}); the project's presets are in configuration/models/."
         ) from None
-    return override_config(config, source, arguments.config_overrides or "")
+    text = arguments.config_overrides or ""
+    wanted = None if arguments.init_from or "vocab_size" in parse_overrides(text) else table_vocab_size
+    if wanted is not None and wanted != config.vocab_size:
+        logger.info("`vocab_size` is %d, the tokens of the table, and not %d.", wanted, config.vocab_size)
+        text = f"vocab_size={wanted},{text}"
+    return override_config(config, source, text)
 
 
 def override_config(config: PreTrainedConfig, source: str, text: str) -> PreTrainedConfig:
@@ -250,8 +259,13 @@ def parse_overrides(text: str) -> dict:
     return overrides
 
 
-def check_sizes(config: PreTrainedConfig, tokenizer_size: int, block_size: int) -> None:
+def check_sizes(config: PreTrainedConfig, tokenizer_size: int, block_size: int, is_table: bool = False) -> None:
     """Refuses blocks or vocabularies that the model cannot hold."""
+    if is_table and tokenizer_size > config.vocab_size:
+        raise ValueError(
+            f"The table has {tokenizer_size} tokens but the model only `vocab_size`={config.vocab_size}: train a new "
+            "model (`model_config`) and leave `vocab_size` out of `config_overrides`, it is taken from the table."
+        )
     if tokenizer_size > config.vocab_size:
         raise ValueError(
             f"The tokenizer has {tokenizer_size} tokens but the model only `vocab_size`={config.vocab_size}: choose "
@@ -311,11 +325,13 @@ def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
             f"`remove_unused_columns`=True drops `shift_labels`, without which `dataset_name`="
             f"{data_arguments.dataset_name!r} trains on wrong labels: give `--remove_unused_columns false`."
         )
-    config = load_config(model_arguments)
+    config = load_config(model_arguments, data_arguments.table_vocab_size)
     brings_tokenizer = model_arguments.init_from or data_arguments.tokenizer_name
     if model_arguments.init_from and data_arguments.tokenizer_name:
         raise ValueError("`tokenizer_name` goes with a new model; with `init_from`, the model brings its tokenizer.")
-    if not brings_tokenizer and not data_arguments.is_table:
+    if data_arguments.is_table:
+        check_sizes(config, data_arguments.table_vocab_size, data_arguments.block_size, is_table=True)
+    elif not brings_tokenizer:
         check_sizes(config, data_arguments.tokenizer_vocab_size, data_arguments.block_size)
     if data_arguments.streaming and training_arguments.max_steps <= 0:
         raise ValueError("`streaming` reads a corpus whose length is not known before: give `max_steps`.")
@@ -345,7 +361,12 @@ def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
             tokenizer_name = checkpoint or model_arguments.init_from or data_arguments.tokenizer_name
             tokenizer = get_tokenizer(tokenizer_name, data_arguments, training_arguments, texts)
             blocks = make_blocks(texts, tokenizer, data_arguments)
-        check_sizes(config, len(tokenizer), data_arguments.block_size)
+        check_sizes(config, len(tokenizer), data_arguments.block_size, data_arguments.is_table)
+        if len(tokenizer) < config.vocab_size and training_arguments.should_log:
+            logger.warning(
+                "The model has `vocab_size`=%d but the tokenizer %d tokens: %d rows are never used.",
+                *(config.vocab_size, len(tokenizer), config.vocab_size - len(tokenizer)),
+            )
         model = build_model(model_arguments, config, tokenizer)
         if training_arguments.should_save:
             begin_run(output_dir, run, tokenizer)

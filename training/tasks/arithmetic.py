@@ -38,6 +38,11 @@ def check_table(table: str, modulus: int) -> None:
         raise ValueError(f"`modulus` must be a positive integer, got {modulus!r}.")
 
 
+def table_vocab_size(table: str, modulus: int = 113) -> int:
+    """The tokens of a table: its P residues or permutations, and "="."""
+    return 1 + (120 if table == "s5" else modulus)
+
+
 def make_table(table: str, modulus: int = 113) -> tuple[torch.Tensor, torch.Tensor]:
     """
     All inputs of a table and their answers.
@@ -110,7 +115,7 @@ def make_arithmetic(table: str, *, modulus: int = 113, train_fraction: float = 0
 
 def make_tokenizer(table: str, modulus: int = 113) -> PreTrainedTokenizerFast:
     """A tokenizer that reads and writes a table: `"5 4 ="` is three tokens. A number is its own id."""
-    size = 120 if table == "s5" else modulus
+    size = table_vocab_size(table, modulus) - 1
     vocabulary = {**{str(number): number for number in range(size)}, "=": size}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="="))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
