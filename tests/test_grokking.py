@@ -75,7 +75,7 @@ def test_the_tokenizer_reads_and_writes_tables():
     assert tokenizer.decode([10, 4, 11, 3]) == "10 4 = 3"
 
 
-@pytest.mark.parametrize("modulus", [0, -113, 11.0, True])
+@pytest.mark.parametrize("modulus", [0, 1, -113, 11.0, True])
 def test_a_modulus_is_a_positive_integer(modulus):
     with pytest.raises(ValueError, match="`modulus` must be a positive integer"):
         make_table("addition", modulus)

@@ -394,6 +394,10 @@ def test_rows_without_a_token_are_told(recipe, tmp_path, caplog):
         (["--validation_file", "valid.txt"], "`validation_file`"),
         (["--attn_implementation", "flash"], "attn_implementation"),
         ([*TABLE, "--remove_unused_columns", "true"], "`remove_unused_columns`=True drops .* false`"),
+        (["--dataset_name", "additon"], "`dataset_name`='additon' .*: did you mean 'addition'"),
+        (["--dataset_name", "Addition"], "did you mean 'addition'"),
+        ([*TABLE, "--dataset_name", "subtraction"], "'subtraction' .* no table .addition, multiplication, s5."),
+        ([*TABLE, "--modulus", "1"], "`modulus` must be .* above 1, got 1"),
         ([*TABLE, "--config_overrides", "vocab_size=100"], "table has 114 tokens .*`vocab_size`=100.*leave"),
     ],
 )

@@ -1,5 +1,6 @@
 """From a corpus of stories to blocks of token ids: texts, tokenizer, blocks. All of it through `datasets`."""
 
+import difflib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ class DataArguments:
             least = 2 if name == "block_size" else 1
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        self._check_dataset_name()
         if self.is_table:
             check_table(self.dataset_name, self.modulus)
             if self.block_size != 3:
@@ -88,6 +90,20 @@ class DataArguments:
             )
         if self.streaming and (self.dataset_name == "stories" or Path(self.dataset_name).exists()):
             raise ValueError(f"`streaming` is for hub data sets; `dataset_name`={self.dataset_name!r} is local.")
+
+    def _check_dataset_name(self):
+        name = self.dataset_name
+        # What has an owner is of the hub; it has a few names without one, too.
+        if name in ("stories", *TABLES) or "/" in name or Path(name).exists():
+            return
+        close = difflib.get_close_matches(name.lower(), ("stories", *TABLES), n=1, cutoff=0.8)
+        if close:
+            raise ValueError(f"`dataset_name`={name!r} is no file or folder: did you mean {close[0]!r}?")
+        if self.block_size == 3:
+            raise ValueError(
+                f"`dataset_name`={name!r} is no file or folder and no table ({', '.join(TABLES)}), which alone have "
+                "examples of `block_size`=3: choose a table, or a longer `block_size` for text."
+            )
 
     @property
     def is_table(self) -> bool:

@@ -34,8 +34,8 @@ def check_table(table: str, modulus: int) -> None:
     """Raises `ValueError`: an unknown table, or a modulus that is none."""
     if table not in TABLES:
         raise ValueError(f"`table` must be one of {', '.join(TABLES)}, got {table!r}.")
-    if isinstance(modulus, bool) or not isinstance(modulus, int) or modulus < 1:
-        raise ValueError(f"`modulus` must be a positive integer, got {modulus!r}.")
+    if isinstance(modulus, bool) or not isinstance(modulus, int) or modulus < 2:
+        raise ValueError(f"`modulus` must be a positive integer above 1, got {modulus!r}.")
 
 
 def table_vocab_size(table: str, modulus: int = 113) -> int:
