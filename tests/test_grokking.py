@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from modeling_prism import SphericalConfig, SphericalForCausalLM
 from training import pretrain
@@ -69,10 +70,17 @@ def test_rows_for_trainer():
         assert equals == 11 and row["labels"] == row["shift_labels"] == [-100, -100, (a + b) % 11]
 
 
-def test_the_tokenizer_reads_and_writes_tables():
-    tokenizer = make_tokenizer("addition", 11)
-    assert tokenizer("10 4 =")["input_ids"] == [10, 4, 11]
-    assert tokenizer.decode([10, 4, 11, 3]) == "10 4 = 3"
+def test_the_tokenizer_reads_and_writes_tables(tmp_path):
+    made = make_tokenizer("addition", 11)
+    made.save_pretrained(tmp_path)
+    for tokenizer in (made, AutoTokenizer.from_pretrained(tmp_path)):
+        assert len(tokenizer) == 12
+        assert tokenizer("10 4 =")["input_ids"] == [10, 4, 11]
+        assert tokenizer.decode([10, 4, 11, 3]) == "10 4 = 3"
+        # What is no element of the table is not read as "=".
+        for unknown in ("99 4 =", "Once upon a time", "11 4 ="):
+            with pytest.raises(Exception, match="Missing .UNK. token"):
+                tokenizer(unknown)
 
 
 @pytest.mark.parametrize("modulus", [0, 1, -113, 11.0, True])

@@ -114,9 +114,10 @@ def make_arithmetic(table: str, *, modulus: int = 113, train_fraction: float = 0
 
 
 def make_tokenizer(table: str, modulus: int = 113) -> PreTrainedTokenizerFast:
-    """A tokenizer that reads and writes a table: `"5 4 ="` is three tokens. A number is its own id."""
+    """A tokenizer that reads and writes a table: `"5 4 ="` is three tokens. A number is its own id; words raise."""
     size = table_vocab_size(table, modulus) - 1
     vocabulary = {**{str(number): number for number in range(size)}, "=": size}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="="))
+    # No token stands for unknown words, so that none is read as another: `tokenizers` says "Missing [UNK] token".
+    tokenizer = Tokenizer(models.WordLevel(vocabulary))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
