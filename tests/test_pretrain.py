@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from modeling_prism import PrismConfig, SphericalConfig
-from training import pretrain
+from training import bindings, pretrain, tell
 from training.callbacks import scheduled_noise_coefficient
 from training.resume import last_complete_checkpoint
 
@@ -337,7 +337,7 @@ def of_a_table(tmp_path_factory):
     output_dir = tmp_path_factory.mktemp("table") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        return output_dir, run(GROKKING, output_dir, "--modulus", 23, "--max_steps", 2)
+        return output_dir, run(GROKKING, output_dir, "--modulus", 23, "--max_steps", 2, "--sample_max_new_tokens", 5)
 
 
 def test_a_model_of_a_table_has_its_tokens(of_a_table, in_checkout, caplog):
@@ -352,6 +352,19 @@ def test_a_model_of_a_table_has_its_tokens(of_a_table, in_checkout, caplog):
     assert "`vocab_size` is 24, the tokens of the table, and not 114" in caplog.text
     with pytest.raises(ValueError, match="`config` was"):
         run(GROKKING, output_dir, *options[2:])
+
+
+def test_a_model_of_a_table_is_asked_and_tells_no_stories(of_a_table):
+    output_dir, _ = of_a_table
+    assert not (output_dir / "samples.jsonl").exists()
+    tokenizer, model = AutoTokenizer.from_pretrained(output_dir), AutoModelForCausalLM.from_pretrained(output_dir)
+    answer = model(**tokenizer("3 4 =", return_tensors="pt")).logits[0, -1].argmax().item()
+    assert tell.main([str(output_dir), "--prompt", "3 4 ="]) == f"3 4 = {tokenizer.decode([answer])}"
+    for prompt in ("Once upon a time", "3 23 =", "3 4", "= 4 =", ""):
+        with pytest.raises(ValueError, match="`prompt`=.* reads 'a b =', .* from 0 to 22"):
+            tell.main([str(output_dir), "--prompt", prompt])
+    with pytest.raises(ValueError, match="`model`=.* was trained on a table"):
+        bindings.main([str(output_dir)])
 
 
 def test_overrides_decide_the_tokens_of_a_table():

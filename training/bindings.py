@@ -21,8 +21,9 @@ from transformers import (
 )
 
 import modeling_prism  # noqa: F401  (registers the architectures)
+from training.tasks.arithmetic import reads_a_table
 from training.tasks.stories import Probe, tell
-from training.tell import explaining_a_missing_model
+from training.tell import beginning, explaining_a_missing_model
 
 
 @dataclass
@@ -41,7 +42,7 @@ def answers_right(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pr
     Candidates are compared by the sum of ln p over their tokens, given the story so far. A story longer than the
     model's context loses its beginning.
     """
-    story = tokenizer(tokenizer.bos_token + probe.prompt, add_special_tokens=False)["input_ids"]
+    story = tokenizer(beginning(tokenizer) + probe.prompt, add_special_tokens=False)["input_ids"]
     scores = []
     for candidate in (probe.answer, *probe.wrong_answers):
         continuation = tokenizer(candidate, add_special_tokens=False)["input_ids"]
@@ -86,6 +87,11 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     with explaining_a_missing_model(rest.model):
         model = AutoModelForCausalLM.from_pretrained(rest.model).eval()
         tokenizer = AutoTokenizer.from_pretrained(rest.model)
+    if reads_a_table(tokenizer):
+        raise ValueError(
+            f"`model`={rest.model!r} was trained on a table and knows no words to ask it about a story with: give a "
+            "model of stories; `make demo` trains one into outputs/quickstart."
+        )
     results = binding_accuracy(model, tokenizer, arguments.num_stories, arguments.seed)
     print("| binding | accuracy | chance | probes |\n| --- | ---: | ---: | ---: |")
     for kind, row in results.items():

@@ -54,6 +54,7 @@ from training.resume import (
     last_complete_checkpoint,
     write_json,
 )
+from training.tasks.arithmetic import reads_a_table
 
 
 logger = logging.getLogger(__name__)
@@ -429,7 +430,8 @@ def make_callbacks(
         given = [training_arguments.noise_coefficient_start, training_arguments.noise_coefficient_end]
         start, end = (default if value is None else value for value, default in zip(given, saved))
         callbacks.append(NoiseCoefficientCallback(start, end))
-    if training_arguments.sample_max_new_tokens > 0:
+    # A table has no stories.
+    if training_arguments.sample_max_new_tokens > 0 and not reads_a_table(tokenizer):
         file = Path(training_arguments.output_dir, "samples.jsonl")
         prompt, length = training_arguments.sample_prompt, training_arguments.sample_max_new_tokens
         callbacks.append(SampleStoryCallback(tokenizer, prompt, length, file))

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from modeling_prism.analysis.spherical import modular_pairs
 from training.tasks.recall import IGNORED
@@ -111,6 +111,12 @@ def make_arithmetic(table: str, *, modulus: int = 113, train_fraction: float = 0
             for part, rows in zip(("train", "validation"), splits)
         }
     )
+
+
+def reads_a_table(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether this is a tokenizer of `make_tokenizer`: the numbers below P, and "=" as P."""
+    size = len(tokenizer) - 1
+    return tokenizer.get_vocab() == {**{str(number): number for number in range(size)}, "=": size}
 
 
 def make_tokenizer(table: str, modulus: int = 113) -> PreTrainedTokenizerFast:
