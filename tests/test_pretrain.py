@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -352,6 +353,43 @@ def test_a_model_of_a_table_has_its_tokens(of_a_table, in_checkout, caplog):
     assert "`vocab_size` is 24, the tokens of the table, and not 114" in caplog.text
     with pytest.raises(ValueError, match="`config` was"):
         run(GROKKING, output_dir, *options[2:])
+
+
+def snippets(output_dir):
+    """The code of a card, which names the folder without its path."""
+    code = re.findall(r"```python\n(.*?)```", (output_dir / "README.md").read_text(), flags=re.DOTALL)
+    return [part.replace(f'"{output_dir.name}"', repr(str(output_dir))) for part in code]
+
+
+def test_the_code_of_the_card_runs(finished, of_a_table, capsys):
+    for (output_dir, _), beginning in ((finished, "Once upon a time"), (of_a_table, "3 4 = ")):
+        with_package, without = snippets(output_dir)
+        exec(with_package, {})
+        said = capsys.readouterr().out
+        assert said.startswith(beginning) and len(said.strip()) > len(beginning)
+        exec(without, {})
+
+
+def test_the_card_of_a_table(of_a_table):
+    output_dir, result = of_a_table
+    card = ModelCard.load(output_dir / "README.md")
+    assert card.data.pipeline_tag is None and "text-generation" not in card.data.tags
+    metrics = {r.metric_type: r.metric_value for r in card.data.eval_results}
+    assert metrics == {
+        "accuracy": pytest.approx(result["next_token_accuracy"], abs=1e-5),
+        "nats_per_answer": pytest.approx(result["nats_per_token"], abs=1e-5),
+    }
+    for part in (
+        "trained from scratch, on addition modulo 23: 2 steps, 948 tokens",
+        "| test, after 2 steps | |",
+        f"| accuracy | {result['next_token_accuracy']:.4f} |",
+        "The table has 529 pairs: 158 of them (`train_fraction` 0.3), drawn with `seed` 1",
+        "the test is the other 371",
+        "`a b =`",
+    ):
+        assert part in card.text, part
+    for part in ("Once upon", "bits per byte", "Bits per byte", "perplexity", "biases"):
+        assert part not in card.text, part
 
 
 def test_a_model_of_a_table_is_asked_and_tells_no_stories(of_a_table):

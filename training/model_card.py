@@ -31,6 +31,15 @@ LIMITS = (
     "A small model for research on architectures, not for use with people. It knows its training text and nothing "
     "else, invents freely, and repeats the biases of that text."
 )
+# What the card's pipeline is called with.
+EXAMPLE = '"Once upon a time", max_new_tokens=100'
+EXPLANATION = "Bits per byte are comparable between tokenizers; nats a token and perplexity are not."
+TABLE_LIMITS = (
+    "A small model for research on how networks learn. It knows one table and nothing else: it reads the three tokens "
+    "`a b =`, and answers any question with one of its numbers, right or wrong."
+)
+# The metrics of a table, as its card calls them.
+TABLE_METRICS = {"next_token_accuracy": "accuracy", "nats_per_token": "nats_per_answer"}
 # Corpora whose language is known.
 LANGUAGES = {"stories": "en", "roneneldan/TinyStories": "en"}
 
@@ -59,6 +68,7 @@ def render_model_card(
     evaluated_at: int | None,
     metrics: dict[str, float],
     dataset: str,
+    split_sizes: tuple[int, int] | None,
     init_from: str | None,
     command: list[str],
     recipe: dict,
@@ -73,20 +83,39 @@ def render_model_card(
         evaluated_at (`int`, *optional*): the step of the last evaluation, if there was one.
         metrics (`dict[str, float]`): its metrics by name.
         dataset (`str`): what the model was trained on, as the recipe names it.
+        split_sizes (`tuple[int, int]`, *optional*): pairs in training and in the test, if that is a table.
         init_from (`str`, *optional*): the model that was fine-tuned, if one was.
         command (`list[str]`): what was run, word by word.
         recipe (`dict`): every setting of the run that decides its result.
     """
     is_local = Path(dataset).exists()
     dataset_name = Path(dataset).name if is_local else dataset
+    task, example, explanation, limits = "text-generation", EXAMPLE, EXPLANATION, LIMITS
+    if split_sizes:
+        num_train, num_test = split_sizes
+        num_elements = math.isqrt(num_train + num_test)
+        dataset_name = (
+            "composition of the permutations of S5" if dataset == "s5" else f"{dataset} modulo {num_elements}"
+        )
+        task, limits = "other", TABLE_LIMITS
+        # The pipeline sets the answer right behind the question; after it there is nothing.
+        example = f'"{3 % num_elements} {4 % num_elements} = ", max_new_tokens=1, do_sample=False'
+        explanation = (
+            f"The table has {num_train + num_test:,} pairs: {num_train:,} of them (`train_fraction` "
+            f"{recipe['train_fraction']}), drawn with `seed` {recipe['seed']}, were trained on; the test is the other "
+            f"{num_test:,}. Chance is an accuracy of about {1 / num_elements:.4f}."
+        )
+        metrics = {called: metrics[name] for name, called in TABLE_METRICS.items() if name in metrics}
     results = [
-        EvalResult("text-generation", "text", dataset_name, metric_type=name, metric_value=round(value, 5))
+        EvalResult(
+            task, "table" if split_sizes else "text", dataset_name, metric_type=name, metric_value=round(value, 5)
+        )
         for name, value in metrics.items()
         if math.isfinite(value)
     ]
     card_data = ModelCardData(
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=None if split_sizes else task,
         language=LANGUAGES.get(dataset),
         tags=["white-box", model.config.model_type],
         datasets=[dataset] if "/" in dataset and not is_local else None,
@@ -95,7 +124,13 @@ def render_model_card(
         eval_results=results or None,
     )
     rows = [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in metrics.items()]
-    table = "\n".join([f"| validation, after {evaluated_at:,} steps | |", "| --- | --- |", *rows]) if rows else None
+    table = (
+        "\n".join(
+            [f"| {'test' if split_sizes else 'validation'}, after {evaluated_at:,} steps | |", "| --- | --- |", *rows]
+        )
+        if rows
+        else None
+    )
     recipe = {name: name_only(value) for name, value in recipe.items()}
     return ModelCard.from_template(
         card_data,
@@ -115,5 +150,7 @@ def render_model_card(
         custom_code=model.config.model_type in DESCRIPTIONS,
         results=table or "Not evaluated yet.",
         recipe=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip(),
-        limits=LIMITS,
+        example=example,
+        explanation=explanation,
+        limits=limits,
     )

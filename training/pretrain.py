@@ -385,6 +385,7 @@ def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
         callbacks=[throughput, *make_callbacks(model_arguments, training_arguments, model, tokenizer)],
         card={
             "dataset": data_arguments.dataset_name,
+            "split_sizes": (len(blocks.train), len(blocks.validation)) if data_arguments.is_table else None,
             "init_from": model_arguments.init_from,
             "command": ["python", "-m", "training.pretrain", *argv],
             "recipe": run,
