@@ -4,6 +4,7 @@ import math
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
 from transformers.models.llama.configuration_llama import LlamaConfig
 
 
@@ -26,7 +27,8 @@ class MomentumConfig(LlamaConfig):
 
     Raises:
         ValueError: a `momentum_gamma` that is not finite or has not one number a layer, an unknown `momentum_streams`
-            or `momentum_placement`, or head counts that do not divide.
+            or `momentum_placement`, head counts that do not divide, an unknown activation, or an epsilon that is not
+            a finite number above 0.
 
     Example:
 
@@ -46,6 +48,8 @@ class MomentumConfig(LlamaConfig):
     momentum_gamma: float | int | list[float | int] | None = None
     momentum_streams: str = "qk"
     momentum_placement: str = "post_rope"
+    # Llama's, but whole numbers reach the check below.
+    rms_norm_eps: float | int = 1e-6
 
     def __post_init__(self, **kwargs):
         # Derived from gamma, below.
@@ -78,6 +82,13 @@ class MomentumConfig(LlamaConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         super().validate_architecture()
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(
+                "`hidden_act` must be an activation that transformers knows, such as gelu, relu, silu or tanh, got "
+                f"{self.hidden_act!r}."
+            )
+        if not (math.isfinite(self.rms_norm_eps) and self.rms_norm_eps > 0):
+            raise ValueError(f"`rms_norm_eps` must be a finite number above 0, got {self.rms_norm_eps}.")
         if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads != 0:
             raise ValueError(
                 f"`num_key_value_heads`={self.num_key_value_heads} must divide `num_attention_heads`="

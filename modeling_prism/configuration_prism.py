@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 
 @strict
@@ -41,7 +42,8 @@ class PrismConfig(PreTrainedConfig):
 
     Raises:
         ValueError: sizes that do not divide, an odd head width, `num_signal_heads` out of range, a contradicting
-            `head_dim`, or a RoPE base or `noise_coefficient` that is negative or not finite.
+            `head_dim`, an unknown activation, or a RoPE base, epsilon or `noise_coefficient` that is negative or not
+            finite.
 
     Example:
 
@@ -85,7 +87,7 @@ class PrismConfig(PreTrainedConfig):
     attention_dropout: float | int = 0.0
     hidden_dropout: float | int = 0.0
     initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: float | int = 1e-5
     tie_word_embeddings: bool = True
     use_cache: bool = True
     pad_token_id: int | None = None
@@ -134,7 +136,12 @@ class PrismConfig(PreTrainedConfig):
                 f"`head_dim`={head_dim} is odd and cannot be rotated in pairs; choose `hidden_size`, "
                 "`dictionary_expansion` and `num_signal_heads` so that their head width is even."
             )
-        for name in ("signal_rope_theta", "noise_rope_theta"):
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(
+                "`hidden_act` must be an activation that transformers knows, such as gelu, relu, silu or tanh, got "
+                f"{self.hidden_act!r}."
+            )
+        for name in ("signal_rope_theta", "noise_rope_theta", "layer_norm_eps"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"`{name}` must be a finite number above 0, got {getattr(self, name)}.")
         validate_noise_coefficient(self.noise_coefficient)

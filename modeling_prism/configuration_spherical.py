@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 
 @strict
@@ -40,8 +41,8 @@ class SphericalConfig(PreTrainedConfig):
         use_cache (`bool`, defaults to `True`): return what later tokens need of earlier ones, for faster decoding.
 
     Raises:
-        ValueError: an unknown norm or routing, a `logit_scale` that is not a finite number above 0, sizes that do not
-            divide, or attention dropout where there are no attention weights.
+        ValueError: an unknown norm, routing or activation, a `logit_scale` or epsilon that is not a finite number
+            above 0, sizes that do not divide, or attention dropout where there are no attention weights.
 
     Example:
 
@@ -86,7 +87,7 @@ class SphericalConfig(PreTrainedConfig):
     hidden_act: str = "relu"
     attention_dropout: float | int = 0.0
     hidden_dropout: float | int = 0.0
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: float | int = 1e-5
     tie_word_embeddings: bool = False
     use_cache: bool = True
     pad_token_id: int | None = None
@@ -126,6 +127,11 @@ class SphericalConfig(PreTrainedConfig):
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(
+                "`hidden_act` must be an activation that transformers knows, such as gelu, relu, silu or tanh, got "
+                f"{self.hidden_act!r}."
+            )
         for name in ("logit_scale", "layer_norm_eps"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"`{name}` must be a finite number above 0, got {getattr(self, name)}.")

@@ -408,6 +408,8 @@ def test_assisted_by_llama_and_assisting_llama(tmp_path):
         ({"num_key_value_heads": 3}, "`num_key_value_heads`=3"),
         ({"num_attention_heads": 3}, "multiple of the number of attention heads"),
         ({"num_hidden_layers": 0}, "`num_hidden_layers`"),
+        ({"hidden_act": "rlu"}, "`hidden_act` must be .* such as gelu, relu, silu or tanh, got 'rlu'"),
+        ({"rms_norm_eps": -1}, "`rms_norm_eps` must be a finite number above 0, got -1"),
     ],
 )
 def test_the_config_refuses(arguments, name):

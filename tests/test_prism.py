@@ -392,6 +392,8 @@ def test_autocast_leaves_the_angles_in_fp32():
         ({"hidden_dropout": -0.1}, "`hidden_dropout`"),
         ({"attention_dropout": 1.5}, "`attention_dropout`"),
         ({"max_position_embeddings": 0}, "`max_position_embeddings`"),
+        ({"hidden_act": "rlu"}, "`hidden_act` must be .* such as gelu, relu, silu or tanh, got 'rlu'"),
+        ({"layer_norm_eps": -1}, "`layer_norm_eps` must be a finite number above 0, got -1"),
         ({"noise_coefficient": -0.1}, "`noise_coefficient`"),
         ({"noise_coefficient": math.nan}, "`noise_coefficient`"),
         ({"noise_coefficient": math.inf}, "`noise_coefficient`"),

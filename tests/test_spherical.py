@@ -547,6 +547,8 @@ def test_positions_beyond_the_table_are_refused(case):
         ({"logit_scale": math.nan}, "`logit_scale`"),
         ({"logit_scale": math.inf}, "`logit_scale`"),
         ({"layer_norm_eps": 0.0}, "`layer_norm_eps`"),
+        ({"hidden_act": "rlu"}, "`hidden_act` must be .* such as gelu, relu, silu or tanh, got 'rlu'"),
+        ({"layer_norm_eps": -1}, "`layer_norm_eps` must be a finite number above 0, got -1"),
         ({"num_attention_heads": 3}, "`num_attention_heads`=3 must divide `hidden_size`=32"),
         ({"num_attention_heads": 0}, "`num_attention_heads`"),
         ({"max_position_embeddings": 0}, "`max_position_embeddings`"),
