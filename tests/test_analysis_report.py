@@ -23,8 +23,10 @@ from modeling_prism import (
 )
 from modeling_prism.analysis import __main__ as command
 from modeling_prism.analysis import examine, figures, figures_families, report, sentences, untrained_copy
+from modeling_prism.analysis.examine import unknown_tokens
 from modeling_prism.analysis.measures import measure_momentum, mechanism_off
 from training.data import train_tokenizer
+from training.tasks.arithmetic import make_tokenizer
 from training.tasks.stories import tell
 
 
@@ -152,6 +154,37 @@ def test_other_models_beside_it(folder, tmp_path, undrawn):
 def test_only_another_tokenizer_beside_it(folder, tmp_path, undrawn):
     page, _ = run(folder, "llama", tmp_path, *FEW, "--compare", str(folder / "other_tokenizer"))
     assert 'id="comparison"' in page and "head_comparison" not in page
+
+
+@pytest.fixture(scope="module")
+def residues(folder):
+    """A model of residues modulo 23 and its tokenizer, to which every word is "="."""
+    make_tokenizer("addition", P).save_pretrained(folder / "residues")
+    sizes = {**SIZES, "vocab_size": P + 1, "num_attention_heads": 4, "max_position_embeddings": 64}
+    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder / "residues")
+    return folder / "residues"
+
+
+def test_a_tokenizer_that_does_not_know_the_texts(folder, residues, tmp_path, undrawn):
+    page, numbers = run(folder, "residues", tmp_path, *FEW, "--compare", str(folder / "llama"))
+    assert numbers["model"]["unknown tokens"] == 1 and numbers["others"][0]["unknown tokens"] == 0
+    unread, note = numbers["notes"]
+    assert "does not know 100.0% of the tokens of these texts, and writes '=' for each" in unread
+    assert "that of residues does not know the texts, so that neither bits per byte nor maps" in note
+    assert "nats per token; its tokenizer does not know 100% of these tokens" in numbers["opening"][0]
+    assert "nats per token" in numbers["opening"][2] and "(unknown tokens)" in page
+    assert 'id="comparison"' not in page
+    # Beside another it is left out of the comparison of the others.
+    others = ["--compare", str(residues), str(folder / "other_tokenizer")]
+    page, numbers = run(folder, "llama", tmp_path, *FEW, *others)
+    assert 'id="comparison"' in page and "Left out: models whose tokenizer does not know the texts." in page
+    assert "bits per byte" in numbers["opening"][0]
+
+
+def test_a_token_that_stands_for_unknown_words_may_be_in_the_text(residues):
+    tokenizer = command.AutoTokenizer.from_pretrained(residues)
+    assert unknown_tokens(tokenizer, ["3 4 = 7", "22 22 = 21"]) == (0, "=")
+    assert unknown_tokens(tokenizer, ["3 + 4 = 7", "once 3 4"]) == (2 / 8, "=")
 
 
 def test_short_texts_leave_figures_out_and_say_so(folder, tmp_path, undrawn):

@@ -16,6 +16,10 @@ from .collect import SHORTEST, Batch, collect_windows, cut_texts, plan_length, p
 from .measures import measure_momentum, measure_prism, measure_repeats, mechanism_off
 
 
+# A larger share of unknown tokens makes bits per byte meaningless: all such words cost what their one token does.
+MOST_UNKNOWN = 0.01
+
+
 def untrained_copy(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     """
     A model of the same config with new random weights, on the same device: what architecture alone does. With the seed
@@ -31,6 +35,26 @@ def context_length(model: PreTrainedModel, longest: int = 256) -> int:
     """The model's positions, at most `longest`."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return min(longest, positions) if positions else longest
+
+
+def unknown_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[float, str | None]:
+    """
+    Share of the tokens of texts that stand for what the tokenizer does not know, and the token that it writes for it.
+
+    A text may hold that token itself, which is then known. 0 and None of a tokenizer that has no such token.
+    """
+    # A tokenizer made of a bare `tokenizers.Tokenizer` has it there alone.
+    backend = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    token = tokenizer.unk_token or getattr(backend, "unk_token", None)
+    if token is None:
+        return 0.0, None
+    number = tokenizer.convert_tokens_to_ids(token)
+    unknown = total = 0
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        unknown += max(0, ids.count(number) - text.count(token))
+        total += len(ids)
+    return unknown / max(total, 1), token
 
 
 def examine(
@@ -57,8 +81,9 @@ def examine(
 
     Returns:
         `name`, `family` (its model type), `parameters`, `layers`, `heads per layer`, `texts`, `windows`, `tokens`,
-        `max length`; `loss`, `heads`, `residual`, `repeats` as `reducers.py` and `measures.py` say; `prism` or
-        `momentum` where the model is one; `notes`, sentences on what could not be measured or was changed.
+        `max length`, `unknown tokens` (a share); `loss`, `heads`, `residual`, `repeats` as `reducers.py` and
+        `measures.py` say; `prism` or `momentum` where the model is one; `notes`, sentences on what could not be
+        measured or was changed.
 
     Raises:
         ValueError: nothing to read, a tokenizer with more tokens than the model, or too small a memory.
@@ -75,6 +100,12 @@ def examine(
             raise ValueError(
                 f"The tokenizer makes token {largest}, and the model has {config.vocab_size}: they do not belong "
                 "together."
+            )
+        unknown, token = unknown_tokens(tokenizer, texts)
+        if unknown > MOST_UNKNOWN:
+            notes.append(
+                f"The tokenizer does not know {unknown:.1%} of the tokens of these texts, and writes {token!r} for "
+                "each: bits per byte are no measure of this model here, and are left out."
             )
         options = {"memory_budget": memory_budget, "progress": progress, "attentions": attentions}
         chosen = [reducers.reduce_loss, reducers.reduce_residual]
@@ -94,6 +125,7 @@ def examine(
             "windows": len(windows),
             "tokens": int(sums["tokens"]),
             "max length": max_length,
+            "unknown tokens": unknown,
             "loss": reducers.loss_figures(sums, num_bytes),
             "residual": reducers.residual_figures(sums),
         }

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from ..configuration_momentum import MomentumConfig
 from . import figures, figures_families, momentum
 from .reducers import HEAD_FIGURES
-from .sentences import number, opening, probability
+from .sentences import knows_its_texts, number, opening, probability
 
 
 @dataclass(frozen=True)
@@ -157,14 +157,19 @@ def sections_of(found: dict, control: dict, others: Sequence[dict]) -> list[tupl
     """Titles and pictures of a report, in the order in which they are read."""
     sections = []
     if others and "loss" in found:
-        pictures = [
-            Picture("comparison", "Bits per byte of the same texts.", figures.plot_comparison([found, *others]))
-        ]
+        pictures = []
+        measured = [each for each in (found, *others) if knows_its_texts(each)]
+        if knows_its_texts(found) and len(measured) > 1:
+            caption = "Bits per byte of the same texts."
+            if len(measured) <= len(others):
+                caption += " Left out: models whose tokenizer does not know the texts."
+            pictures.append(Picture("comparison", caption, figures.plot_comparison(measured)))
         comparable = [found, *(other for other in others if other["same tokenizer"])]
         if len(comparable) > 1 and all("heads" in each for each in comparable):
             caption = "Every head of the models that share a tokenizer; the bar is the mean."
             pictures.append(Picture("head_comparison", caption, figures.plot_head_comparison(comparable)))
-        sections.append(("Beside others", pictures))
+        if pictures:
+            sections.append(("Beside others", pictures))
     if "prism" in found:
         sections.append(("Signal and noise", prism_section(found, control)))
     if "momentum" in found:
@@ -206,7 +211,7 @@ def model_table(found: dict, control: dict, others: Sequence[dict]) -> dict:
     cells = [
         [
             each["name"] + suffix,
-            f"{each[key]['bits per byte']:.3f}",
+            f"{each[key]['bits per byte']:.3f}" if knows_its_texts(each) else "(unknown tokens)",
             number(each[key]["perplexity"]),
             f"{each['parameters']:,}",
             f"{each['tokens']:,}",
@@ -326,9 +331,13 @@ def write_report(found: dict, control: dict, out: str | Path, others: Sequence[d
     for other in others:
         notes += [f"{other['name']}: {note}" for note in other["notes"]]
         if not other["same tokenizer"]:
+            if strangers := [each["name"] for each in (found, other) if not knows_its_texts(each)]:
+                what = f"that of {' and that of '.join(strangers)} does not know the texts, so that neither bits per "
+                what += "byte nor maps of attention between tokens compare"
+            else:
+                what = "bits per byte compare, maps of attention between tokens do not"
             notes.append(
-                f"{other['name']} has another tokenizer than {found['name']}: bits per byte compare, maps of "
-                "attention between tokens do not, and its heads are left out."
+                f"{other['name']} has another tokenizer than {found['name']}: {what}, and its heads are left out."
             )
     sections = [
         {

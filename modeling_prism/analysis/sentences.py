@@ -1,5 +1,6 @@
 """The sentences a report opens with, each computed from findings."""
 
+from .examine import MOST_UNKNOWN
 from .reducers import HEAD_FIGURES
 
 
@@ -15,6 +16,17 @@ def number(value: float) -> str:
 
 def probability(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+
+
+def knows_its_texts(findings: dict) -> bool:
+    """Whether a model's tokenizer knows the texts, so that its bits per byte are a measure."""
+    return findings.get("unknown tokens", 0) <= MOST_UNKNOWN
+
+
+def loss_of(findings: dict, key: str = "loss") -> tuple[float, str]:
+    """What a model needs, and the unit: bits per byte, or nats per token where bytes are no measure."""
+    unit = "bits per byte" if knows_its_texts(findings) else "nats per token"
+    return findings[key][unit], unit
 
 
 def what_it_is(findings: dict) -> str:
@@ -35,10 +47,14 @@ def what_it_is(findings: dict) -> str:
     if "momentum" in findings:
         gammas = list(dict.fromkeys(findings["momentum"]["gammas"]))
         shape += " at gamma = " + ", ".join(map(number, gammas))
-    return (
-        f"{size} ({shape}); on {findings['texts']} texts of {findings['tokens']:,} tokens it needs "
-        f"{findings['loss']['bits per byte']:.3f} bits per byte."
+    loss, unit = loss_of(findings)
+    said = (
+        f"{size} ({shape}); on {findings['texts']} texts of {findings['tokens']:,} tokens it needs {loss:.3f} {unit}"
     )
+    if not knows_its_texts(findings):
+        share = f"{findings['unknown tokens']:.0%}"
+        said += f"; its tokenizer does not know {share} of these tokens, so that bits per byte say nothing"
+    return said + "."
 
 
 def strongest_bank_figure(findings: dict) -> str | None:
@@ -141,8 +157,8 @@ def what_the_control_says(findings: dict, control: dict) -> str:
             f"{len(control['top frequencies'])} strongest frequencies hold "
             f"{control['explained by top 5']['logits']:.1%} of their variance."
         )
-    bits = control["loss"]["bits per byte"]
-    said = f"An untrained copy of the same config needs {bits:.3f} bits per byte"
+    loss, unit = loss_of(control)
+    said = f"An untrained copy of the same config needs {loss:.3f} {unit}"
     if "prism" in findings and "banks" in findings["prism"] and "banks" in control["prism"]:
         name = strongest_bank_figure(findings)
         if name is not None and name in control["prism"]["banks"]:
@@ -153,7 +169,7 @@ def what_the_control_says(findings: dict, control: dict) -> str:
                 f"{number(gap)} (delta {untrained['cliffs_delta']:+.2f}): {verdict(gap, before)}"
             )
     if "loss with the mechanism off" in findings:
-        off = findings["loss with the mechanism off"]["bits per byte"]
+        off, _ = loss_of(findings, "loss with the mechanism off")
         parameter = "lambda" if "prism" in findings else "gamma"
         said += f"; the trained weights at {parameter} = 0 need {off:.3f}"
     return said + "."
