@@ -318,7 +318,7 @@ def test_a_cyclic_task_of_known_frequencies(tmp_path):
     assert sum(found["logits"][k] for k in FREQUENCIES) == pytest.approx(1)
     assert set(found["top frequencies"][:2]) == set(FREQUENCIES)
     assert "answers 100.0% right" in numbers["opening"][0]
-    assert "hold 100.0% of their variance and 100.0% of the embedding's" in numbers["opening"][1]
+    assert "hold 100.0% of their variance between inputs and 100.0% of the embedding's" in numbers["opening"][1]
     assert numbers["control"]["accuracy"] < 0.2
 
 
@@ -399,9 +399,20 @@ def test_the_same_frequencies_are_looked_for_in_the_embedding():
     energies = {"logits": torch.tensor([0, 0.5, 0.4, 0.1]), "embedding": torch.tensor([0, 0.2, 0.1, 0.7])}
     found = {"task": "multiply mod 7", "top frequencies": [1, 2], "accuracy by k": {5: 0.98}, **energies}
     assert sentences.what_stands_out(found, {}) == (
-        "Its logits' strongest frequencies (1, 2) hold 90.0% of their variance and 30.0% of the embedding's; with "
-        "these alone it answers 98.0% right where no factor is 0."
+        "Its logits' strongest frequencies (1, 2) hold 90.0% of their variance between inputs and 30.0% of the "
+        "embedding's, where 2 of 3 equal ones hold 67%; with these alone it answers 98.0% right where no factor is 0."
     )
+
+
+def test_a_vector_that_is_the_same_for_every_input_is_no_spectrum():
+    model = LlamaForCausalLM(LlamaConfig(**{**SIZES, "vocab_size": 12}, num_attention_heads=4))
+    plain = modeling_prism.analysis.examine_cyclic(model, 11)
+    wave = 50 * torch.cos(2 * torch.pi * 4 * torch.arange(12) / 11)
+    model.lm_head.register_forward_hook(lambda module, args, output: output + wave)
+    shifted = modeling_prism.analysis.examine_cyclic(model, 11)
+    assert torch.allclose(plain["logits"], shifted["logits"], atol=1e-4) and shifted["logits"][4] < 0.5
+    # What the model answers, it answers with that vector.
+    assert shifted["accuracy by k"][10] == 1 / 11 == shifted["accuracy"]
 
 
 # In a notebook, and without the extra

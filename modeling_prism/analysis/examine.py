@@ -201,7 +201,9 @@ def examine_cyclic(
     Returns:
         `accuracy` on all p * p inputs, `accuracy by k` frequencies kept; energy by frequency (F,) of the rows of
         `embedding` and `unembedding` (as the head uses them), of `logits`, and of a Spherical's `W_U W_out`, what its
-        last neurons add to the logits; `explained by top 5` of each, and the `top frequencies` of the logits;
+        last neurons add to the logits; the energies of `logits` are those of what differs between inputs: the mean
+        over inputs is taken out first, which is nearly all there is before training; `explained by top 5` of each,
+        and the `top frequencies` of the logits;
         `residues`, the length of the cycle; `residual`. Products with 0 count in `accuracy` alone.
 
     Raises:
@@ -231,15 +233,17 @@ def examine_cyclic(
     cyclic = labels != 0 if operation == "multiply" else torch.ones_like(labels, dtype=torch.bool)
     place = torch.zeros(modulus, dtype=torch.long)
     place[order] = torch.arange(len(order))
-    energies["logits"] = spherical.fourier_energies(logits[cyclic][:, order], dim=-1)
+    logits, labels, right = logits[cyclic][:, order], place[labels[cyclic]], spherical.accuracy(logits, labels)
+    # A vector of classes that is the same for every input has some few strongest frequencies, whatever it is.
+    energies["logits"] = spherical.fourier_energies(logits - logits.mean(0), dim=-1)
     return {
         "name": name,
         "family": config.model_type,
         "parameters": model.num_parameters(),
         "task": f"{operation} mod {modulus}",
         "residues": len(order),
-        "accuracy": spherical.accuracy(logits, labels),
-        "accuracy by k": spherical.accuracy_by_top_k(logits[cyclic][:, order], place[labels[cyclic]]),
+        "accuracy": right,
+        "accuracy by k": spherical.accuracy_by_top_k(logits, labels, energies=energies["logits"]),
         **energies,
         "explained by top 5": {
             label: spherical.explained_variance(energy, spherical.top_frequencies(energy, 5)).item()

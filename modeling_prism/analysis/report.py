@@ -178,7 +178,7 @@ def sections_of(found: dict, control: dict, others: Sequence[dict]) -> list[tupl
         caption = (
             "Energy by frequency over the residues (of a product: over powers of a primitive root), frequency 0 left "
             "out, and the accuracy of the logits' strongest frequencies alone. The unembedding is read as the model "
-            "uses it: a bounded one with rows of equal length."
+            "uses it: a bounded one with rows of equal length. Of the logits the mean over all inputs is taken out."
         )
         if found["task"].startswith("add"):
             caption += (

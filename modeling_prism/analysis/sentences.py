@@ -96,9 +96,11 @@ def what_stands_out(findings: dict, control: dict) -> str:
         top, right = findings["top frequencies"], findings["accuracy by k"][5]
         where = " where no factor is 0" if findings["task"].startswith("multiply") else ""
         shares = [findings[label][top].sum().item() for label in ("logits", "embedding")]
+        count = len(findings["logits"]) - 1
         return (
             f"Its logits' strongest frequencies ({', '.join(map(str, top))}) hold {shares[0]:.1%} of their variance "
-            f"and {shares[1]:.1%} of the embedding's; with these alone it answers {right:.1%} right{where}."
+            f"between inputs and {shares[1]:.1%} of the embedding's, where {len(top)} of {count} equal ones hold "
+            f"{len(top) / count:.0%}; with these alone it answers {right:.1%} right{where}."
         )
     if "prism" in findings and "banks" in findings["prism"]:
         name = strongest_bank_figure(findings)
@@ -152,10 +154,11 @@ def figure_name(name: str) -> str:
 def what_the_control_says(findings: dict, control: dict) -> str:
     """The same figures of an untrained copy, and of the same weights with the mechanism off."""
     if "task" in findings:
+        top, count = len(control["top frequencies"]), len(control["logits"]) - 1
         return (
-            f"An untrained copy answers {control['accuracy']:.1%} right, and its logits' "
-            f"{len(control['top frequencies'])} strongest frequencies hold "
-            f"{control['explained by top 5']['logits']:.1%} of their variance."
+            f"An untrained copy answers {control['accuracy']:.1%} right, and its logits' {top} strongest frequencies "
+            f"hold {control['explained by top 5']['logits']:.1%} of their variance between inputs ({top} of {count} "
+            f"equal ones: {top / count:.0%})."
         )
     loss, unit = loss_of(control)
     said = f"An untrained copy of the same config needs {loss:.3f} {unit}"
