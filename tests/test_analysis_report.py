@@ -212,10 +212,16 @@ def test_a_small_budget_is_kept_and_said(folder, tmp_path, undrawn):
         (["llama", "--texts", "texts.txt", "--out", "x", "--compare", "nowhere"], "'nowhere' is neither"),
         (["llama", "--texts", "texts.txt", "--out", "x", "--num_texts", "0"], "`num_texts`=0"),
         (["llama", "--modulus", "7", "--out", "x", "--compare", "gpt2"], "one at a time"),
-        (["llama", "--modulus", "700", "--out", "x"], "needs 701 tokens"),
+        (["bare", "--modulus", "700", "--out", "x"], "needs 701 tokens"),
+        (
+            ["llama", "--modulus", "7", "--out", "x"],
+            "`modulus`=7.*'llama'.*as token 0 where the task has '0'.*--texts",
+        ),
+        (["residues", "--modulus", "19", "--out", "x"], "'19' as token 19 where the task has '='.*`--modulus 23`"),
+        (["residues", "--modulus", "29", "--out", "x"], "'=' as token 23 where the task has '23'.*`--modulus 23`"),
     ],
 )
-def test_bad_input_is_named(arguments, message, folder, monkeypatch):
+def test_bad_input_is_named(arguments, message, folder, residues, monkeypatch):
     monkeypatch.chdir(folder)
     if not (folder / "bare").exists():
         make_models()["llama"].save_pretrained(folder / "bare")

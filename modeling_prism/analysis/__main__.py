@@ -110,6 +110,29 @@ def load_tokenizer(name: str, arguments: AnalysisArguments) -> PreTrainedTokeniz
         ) from None
 
 
+def check_residues(name: str, modulus: int, arguments: AnalysisArguments) -> None:
+    """Raises `ValueError` if a model's tokenizer, where it has one, is not that of a task modulo `modulus`."""
+    try:
+        tokenizer = load_tokenizer(name, arguments)
+    except ValueError:
+        return
+    expected = [*map(str, range(modulus)), "="]
+    # Beyond its last token, a tokenizer has None.
+    tokens = [tokenizer.convert_ids_to_tokens(number) for number in range(modulus + 1)]
+    if tokens == expected:
+        return
+    wrong = next(number for number in range(modulus + 1) if tokens[number] != expected[number])
+    own = tokenizer.get_vocab().get("=", 0)
+    if own and tokenizer.convert_ids_to_tokens(list(range(own))) == [*map(str, range(own))]:
+        remedy = f"it is that of a task modulo {own}: give `--modulus {own}`"
+    else:
+        remedy = "it is not that of such a task: give `--texts`"
+    raise ValueError(
+        f"`modulus`={modulus} does not fit the tokenizer of {name!r}, which has {tokens[wrong]!r} as token {wrong} "
+        f"where the task has {expected[wrong]!r}; {remedy}."
+    )
+
+
 def display_names(names: Sequence[str]) -> list[str]:
     """The last parts of folder names, if they tell the models apart."""
     short = [Path(name).resolve().name for name in names]
@@ -124,6 +147,8 @@ def same_tokenizer(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase, texts
 def analyse(name: str, arguments: AnalysisArguments) -> Path:
     """Examines the model, its control and those to compare, and writes the report; returns the page."""
     names = display_names([name, *arguments.compare])
+    if arguments.modulus is not None:
+        check_residues(name, arguments.modulus, arguments)
     model = load_model(name, arguments)
     if arguments.modulus is not None:
         task = {"modulus": arguments.modulus, "operation": arguments.operation}
