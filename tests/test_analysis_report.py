@@ -323,7 +323,7 @@ def test_a_cyclic_task_of_known_frequencies(tmp_path):
         assert [found[label][k] for k in FREQUENCIES] == pytest.approx(energies, abs=1e-5), label
     assert sum(found["logits"][k] for k in FREQUENCIES) == pytest.approx(1)
     assert set(found["top frequencies"][:2]) == set(FREQUENCIES)
-    assert "answers 100.0% right" in numbers["opening"][0]
+    assert "of all pairs, those it was trained on included, it answers 100.0% right" in numbers["opening"][0]
     assert "hold 100.0% of their variance between inputs and 100.0% of the embedding's" in numbers["opening"][1]
     assert numbers["control"]["accuracy"] < 0.2
 

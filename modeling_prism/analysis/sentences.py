@@ -35,7 +35,8 @@ def what_it_is(findings: dict) -> str:
     size = f"{findings['name']} is a {family} model of {findings['parameters']:,} parameters"
     if "task" in findings:
         return (
-            f"{size}, read on all inputs of the task {findings['task']}: it answers {findings['accuracy']:.1%} right."
+            f"{size}, read on all inputs of the task {findings['task']}: of all pairs, those it was trained on "
+            f"included, it answers {findings['accuracy']:.1%} right."
         )
     shape = f"{findings['layers']} layers"
     if "prism" in findings:
