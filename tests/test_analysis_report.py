@@ -366,6 +366,21 @@ def test_what_stands_out_is_the_largest_difference_that_is_no_accident():
 
 
 @pytest.mark.parametrize(
+    "name, signal, noise, ending",
+    [
+        ("distance", 9.0, 3.0, "p = 0.01), as published."),
+        ("distance", 36.3, 55.4, "p = 0.01), the reverse of what is published (signal > noise, arXiv 2601.15540)."),
+        ("centroid", 0.1, 0.2, "p = 0.01), as published."),
+        ("centroid", 0.2, 0.1, "p = 0.01), the reverse of what is published (signal < noise, arXiv 2601.15540)."),
+        ("sink", 0.2, 0.1, "p = 0.01)."),
+    ],
+)
+def test_what_stands_out_is_laid_beside_what_is_published(name, signal, noise, ending):
+    found = prism_findings(**{name: split(signal, noise, 0.6, 0.01)})
+    assert sentences.what_stands_out(found, found).endswith(ending)
+
+
+@pytest.mark.parametrize(
     "before, verdict",
     [
         ((6.0, 6.1), "training made it"),

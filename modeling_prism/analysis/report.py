@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from ..configuration_momentum import MomentumConfig
 from . import figures, figures_families, momentum
 from .reducers import HEAD_FIGURES
-from .sentences import knows_its_texts, number, opening, probability
+from .sentences import PUBLISHED_BANKS, knows_its_texts, number, opening, probability
 
 
 @dataclass(frozen=True)
@@ -219,10 +219,6 @@ def model_table(found: dict, control: dict, others: Sequence[dict]) -> dict:
         for each, key, suffix in rows
     ]
     return {"title": "Losses", "header": header, "rows": cells}
-
-
-# What arXiv 2601.15540 says of the banks, in words alone.
-PUBLISHED_BANKS = {"distance": "signal > noise", "centroid": "signal < noise"}
 
 
 def bank_table(found: dict, control: dict) -> dict:

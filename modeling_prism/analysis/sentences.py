@@ -7,6 +7,8 @@ from .reducers import HEAD_FIGURES
 FAMILIES = {"prism": "Prism", "momentum": "Momentum", "spherical": "Spherical", "llama": "Llama", "gpt2": "GPT-2"}
 # A difference between banks counts as found below this p, a head as standing out this share above every untrained one.
 SIGNIFICANT, NOTABLE = 0.05, 0.05
+# What arXiv 2601.15540 says of the banks, in words alone.
+PUBLISHED_BANKS = {"distance": "signal > noise", "centroid": "signal < noise"}
 
 
 def number(value: float) -> str:
@@ -82,6 +84,16 @@ def strongest_head(findings: dict, control: dict) -> tuple[str, int, int, float,
     return best
 
 
+def beside_published(name: str, split: dict) -> str:
+    """Whether a difference between banks has the published direction; nothing where none is published."""
+    if name not in PUBLISHED_BANKS or split["signal"] == split["noise"]:
+        return ""
+    found = "signal > noise" if split["signal"] > split["noise"] else "signal < noise"
+    if found == PUBLISHED_BANKS[name]:
+        return ", as published"
+    return f", the reverse of what is published ({PUBLISHED_BANKS[name]}, arXiv 2601.15540)"
+
+
 ATTENDS = {
     "sink": "to the first token",
     "self": "to the token itself",
@@ -113,7 +125,7 @@ def what_stands_out(findings: dict, control: dict) -> str:
         return (
             f"What tells its banks apart most is {figure_name(name)}: {number(split['signal'])}{unit} in signal heads "
             f"and {number(split['noise'])}{unit} in noise heads (Cliff's delta {split['cliffs_delta']:+.2f}, adjusted "
-            f"{probability(split['adjusted_p'])})."
+            f"{probability(split['adjusted_p'])}){beside_published(name, split)}."
         )
     if "shares" in findings.get("momentum", {}):
         found = findings["momentum"]
