@@ -139,6 +139,31 @@ def test_the_shear_beside_its_formula():
         assert [row[:3] for row in rows] == [["0", "0.8", "2.5"], ["1", "4.17", "2.5"]]
 
 
+@pytest.mark.parametrize(
+    "gammas, streams, drawn",
+    [
+        (
+            [0.8, 0.8],
+            "qk",
+            "the keys (queries are sheared alike) of layer 0, since layers of one gamma are one filter;",
+        ),
+        ([0.0, 0.8], "q", "the queries (keys are not sheared) of layers 0, 1; the numbers of all"),
+    ],
+)
+def test_the_filter_s_figures_say_what_they_show(gammas, streams, drawn):
+    heads = {"num_attention_heads": 4, "max_position_embeddings": 64}
+    model = MomentumForCausalLM(MomentumConfig(**SIZES, **heads, momentum_gamma=gammas, momentum_streams=streams))
+    found = {"momentum": measure_momentum(model, [])}
+    bode = next(picture for picture in report.momentum_section(found) if picture.name == "bode")
+    assert f"Drawn: {drawn}" in bode.caption and "scatter" in bode.caption
+    gain, phase = bode.figure.axes
+    points = [line for line in gain.lines if line.get_label().startswith("measured")][-1]
+    # The Nyquist frequency is measured too, in order after the others or before.
+    assert max(points.get_xdata()) == pytest.approx(torch.pi) and min(points.get_xdata()) == 0
+    nyquist = float(points.get_ydata()[points.get_xdata().argmax()])
+    assert nyquist == pytest.approx(20 * torch.log10(torch.tensor(2.6)).item(), abs=0.3)
+
+
 def test_other_models_beside_it(folder, tmp_path, undrawn):
     others = ["--compare", str(folder / "llama"), str(folder / "other_tokenizer")]
     page, numbers = run(folder, "prism", tmp_path, *FEW, *others)

@@ -136,7 +136,9 @@ def plot_bode(findings: dict, stream: str = "keys") -> Figure:
     figure, axes = new_figure(2, 1, height=2.4)
     layers = distinct_layers(found["gammas"])
     omegas = torch.linspace(0, math.pi, 200, dtype=torch.float64)
-    positive = found["noise omegas"] >= 0
+    # The lowest frequency, -pi, is pi: of sampled signals they are one.
+    noise_omegas = torch.where(found["noise omegas"] < 1e-6 - math.pi, math.pi, found["noise omegas"])
+    positive = noise_omegas >= 0
     for index, layer in enumerate(layers):
         gamma = found["gammas"][layer] if stream[0] in found["streams"] else 0.0
         style = series_style(index, len(layers))
@@ -149,7 +151,7 @@ def plot_bode(findings: dict, stream: str = "keys") -> Figure:
             line = {"color": style["color"], "linestyle": style["linestyle"]}
             ax.plot(omegas, curve, label=f"formula, $\\gamma$ = {gamma:.3g}", **line)
             dots = {**style, "linestyle": "", "markerfacecolor": "white"}
-            ax.plot(found["noise omegas"][positive], points, label=f"measured, layer {layer}", **dots)
+            ax.plot(noise_omegas[positive], points, label=f"measured, layer {layer}", **dots)
     axes[0].set(title=f"gain of the shear on {stream}", ylabel="gain (dB)")
     axes[1].set(title="its phase lead", ylabel="phase (degrees)")
     for ax in axes:
