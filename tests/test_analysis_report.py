@@ -226,6 +226,13 @@ def test_a_small_budget_is_kept_and_said(folder, tmp_path, undrawn):
     assert numbers["model"]["max length"] < 64
 
 
+def test_windows_are_cut_to_the_context(folder, tmp_path, undrawn):
+    with pytest.warns(UserWarning, match="`max_length`=9999 is beyond the 64 positions"):
+        _, numbers = run(folder, "gpt2", tmp_path, "--num_texts", "3", "--max_length", "9999")
+    assert numbers["model"]["max length"] == 64
+    assert any("`max_length`=9999" in note for note in numbers["notes"])
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -235,7 +242,13 @@ def test_a_small_budget_is_kept_and_said(folder, tmp_path, undrawn):
         (["llama", "--texts", "empty.txt", "--out", "x"], "holds no text"),
         (["llama", "--out", "x"], "Give `--texts`.*or `--modulus`"),
         (["llama", "--texts", "texts.txt", "--out", "x", "--compare", "nowhere"], "'nowhere' is neither"),
-        (["llama", "--texts", "texts.txt", "--out", "x", "--num_texts", "0"], "`num_texts`=0"),
+        (["llama", "--texts", "texts.txt", "--out", "x", "--num_texts", "0"], "`num_texts` must be at least 1, got 0"),
+        (["llama", "--texts", "texts.txt", "--out", "x", "--memory_budget", "0"], r"`memory_budget` \(GiB\).*got 0"),
+        (["llama", "--texts", "texts.txt", "--out", "x", "--device", "tpuu"], "`device`='tpuu'.*give 'cpu'"),
+        (["llama", "--texts", "texts.txt", "--out", "x", "--device", "cuda:99"], "`device`='cuda:99'.*give 'cpu'"),
+        (["llama", "--texts", "texts.txt", "--out", "texts.txt"], "`out`='texts.txt' cannot hold a report.*is a file"),
+        (["llama", "--texts", "texts.txt", "--out", "texts.txt/x"], "texts.txt' is a file: give a folder"),
+        (["llama", "--texts", "texts.txt", "--out", "x", "--compare", "gpt2", "bare"], "'bare' has no tokenizer"),
         (["llama", "--modulus", "7", "--out", "x", "--compare", "gpt2"], "one at a time"),
         (["bare", "--modulus", "700", "--out", "x"], "needs 701 tokens"),
         (
@@ -251,6 +264,8 @@ def test_bad_input_is_named(arguments, message, folder, residues, monkeypatch):
     if not (folder / "bare").exists():
         make_models()["llama"].save_pretrained(folder / "bare")
         (folder / "empty.txt").write_text("\n\n  \n")
+    # It is found before anything is measured.
+    monkeypatch.setattr(command, "examine", lambda *args, **options: pytest.fail("measured before it was refused"))
     with pytest.raises(ValueError, match=message):
         command.main(arguments)
 
@@ -266,6 +281,12 @@ def test_a_tokenizer_of_another_model(folder):
     model = LlamaForCausalLM(LlamaConfig(**{**SIZES, "vocab_size": 50}, num_attention_heads=4))
     with pytest.raises(ValueError, match="do not belong together"):
         examine(model, tokenizer, ["Tom had a red ball."], progress=False)
+
+
+def test_one_string_is_no_list_of_texts(folder):
+    tokenizer = command.AutoTokenizer.from_pretrained(folder / "llama")
+    with pytest.raises(ValueError, match=r"`texts` must be a list of strings.*\[text\]"):
+        examine(make_models()["llama"], tokenizer, "Tom had a red ball.", progress=False)
 
 
 class Clock(LlamaForCausalLM):

@@ -7,6 +7,7 @@ python -m modeling_prism.analysis outputs/addition --modulus 113 --out report
 ```
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -54,14 +55,37 @@ class AnalysisArguments:
     def __post_init__(self):
         if (self.texts is None) == (self.modulus is None):
             raise ValueError("Give `--texts` (a file) or `--modulus` (a number): what is the model to read?")
-        if self.num_texts < 1 or self.memory_budget <= 0:
-            raise ValueError(f"`num_texts`={self.num_texts} and `memory_budget`={self.memory_budget} must be above 0.")
+        if self.num_texts < 1:
+            raise ValueError(f"`num_texts` must be at least 1, got {self.num_texts}.")
+        if not self.memory_budget > 0:
+            raise ValueError(f"`memory_budget` (GiB) must be above 0, got {self.memory_budget}.")
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(f"`max_length` must be at least 2, got {self.max_length}.")
         if self.modulus is not None and self.compare:
             raise ValueError("`--compare` compares models on texts; a task modulo a number is reported one at a time.")
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        check_device(self.device)
+
+
+def check_device(device: str) -> None:
+    """Raises `ValueError` if torch has no such device here."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"`device`={device!r} is none that torch has here ({str(error).splitlines()[0]}): give 'cpu' or 'auto'."
+        ) from None
+
+
+def check_out(out: str | Path) -> None:
+    """Raises `ValueError` if a report cannot be written into the folder `out`, which need not be there yet."""
+    folder = Path(out).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        reason = "cannot be written to" if folder.is_dir() else "is a file"
+        raise ValueError(f"`out`={str(out)!r} cannot hold a report, since {str(folder)!r} {reason}: give a folder.")
 
 
 def read_texts(file: str | Path, num_texts: int) -> list[str]:
@@ -147,6 +171,7 @@ def same_tokenizer(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase, texts
 def analyse(name: str, arguments: AnalysisArguments) -> Path:
     """Examines the model, its control and those to compare, and writes the report; returns the page."""
     names = display_names([name, *arguments.compare])
+    check_out(arguments.out)
     if arguments.modulus is not None:
         check_residues(name, arguments.modulus, arguments)
     model = load_model(name, arguments)
@@ -158,6 +183,10 @@ def analyse(name: str, arguments: AnalysisArguments) -> Path:
 
     texts = read_texts(arguments.texts, arguments.num_texts)
     tokenizer = load_tokenizer(name, arguments)
+    # Measuring takes minutes: all that is to be read must be there before.
+    for other in arguments.compare:
+        load_model(other, arguments)
+        load_tokenizer(other, arguments)
     options = {"max_length": arguments.max_length, "memory_budget": int(arguments.memory_budget * 2**30)}
     found = examine(model, tokenizer, texts, name=names[0], **options)
     model = untrained_copy(model, arguments.control_seed)

@@ -75,7 +75,7 @@ def examine(
         tokenizer: its tokenizer.
         texts: each read from its beginning, in windows of `max_length` tokens.
         name: what figures call it.
-        max_length: default: the model's positions, at most 256.
+        max_length: at most the model's positions; default: these, or 256 if they are more.
         memory_budget: bytes for the activations of a batch.
         progress: show progress bars.
 
@@ -86,12 +86,21 @@ def examine(
         measured or was changed.
 
     Raises:
-        ValueError: nothing to read, a tokenizer with more tokens than the model, or too small a memory.
+        ValueError: nothing to read, one string in the place of a list, a tokenizer with more tokens than the model, or
+            too small a memory.
     """
     notes: list[str] = []
     config = model.config.get_text_config()
-    max_length = max_length or context_length(model)
+    if isinstance(texts, str):
+        raise ValueError("`texts` must be a list of strings, got one string: give [text].")
+    asked, max_length = max_length, context_length(model, max_length or 256)
     with noting_warnings(notes):
+        if asked is not None and asked > max_length:
+            warnings.warn(
+                f"`max_length`={asked} is beyond the {max_length} positions of the model: windows have {max_length} "
+                "tokens.",
+                stacklevel=2,
+            )
         attentions = gives_attentions(model, notes)
         max_length = plan_length(model, max_length, memory_budget, attentions)
         windows, num_bytes = cut_texts(tokenizer, texts, max_length)
