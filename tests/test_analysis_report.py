@@ -498,6 +498,30 @@ def test_figures_in_a_notebook(folder):
     assert torch.allclose(torch.as_tensor(first.images[0].get_array()), found["heads"]["distance"])
 
 
+def test_a_figure_names_the_findings_that_it_needs():
+    llama = {"name": "one", "family": "llama", "residual": {}}
+    prism = {"name": "two", "family": "prism", "prism": {}}
+    for plot, whose in (
+        (figures.plot_heads, "a model that gives attention maps"),
+        (figures.plot_induction, "a model that gives attention maps"),
+        (figures_families.plot_banks, "a Prism model"),
+        (figures_families.plot_rope_bands, "a Prism model"),
+        (figures_families.plot_bode, "a Momentum model"),
+        (figures_families.plot_dc_ac, "a Momentum model"),
+        (figures_families.plot_fourier, "a task modulo a number"),
+    ):
+        with pytest.raises(ValueError, match=f"`{plot.__name__}` draws findings of {whose}.*'one', a llama model"):
+            plot(llama)
+    with pytest.raises(ValueError, match="`plot_banks` draws 'banks', which those of 'two'.*give longer texts"):
+        figures_families.plot_banks(prism)
+    with pytest.raises(ValueError, match=r"`plot_comparison` draws a list of findings: give \[found, other\]"):
+        figures.plot_comparison(llama)
+    with pytest.raises(ValueError, match="`plot_comparison` draws findings of a model on texts"):
+        figures.plot_comparison([llama])
+    with pytest.raises(ValueError, match="`plot_head_comparison` draws findings of a model that gives attention maps"):
+        figures.plot_head_comparison([llama])
+
+
 def test_heads_that_span_everything_can_be_drawn(folder):
     """Two signal heads of width d: nothing lies outside of their subspaces."""
     model = PrismForCausalLM(PrismConfig(**SIZES, num_attention_heads=4))

@@ -6,7 +6,7 @@ import torch
 from matplotlib.figure import Figure
 
 from . import momentum, prism
-from .figures import BANKS, CONTROL, TRAINED, from_zero, new_figure, series_style, styled
+from .figures import BANKS, CONTROL, TRAINED, drawing, from_zero, new_figure, series_style, styled
 from .reducers import HEAD_FIGURES
 
 
@@ -19,6 +19,7 @@ def jitter(count: int) -> torch.Tensor:
 
 
 @styled
+@drawing("prism/banks")
 def plot_banks(findings: dict, control: dict | None = None) -> Figure:
     """Every head figure by bank, trained and untrained: a point a head, a bar for the mean."""
     names = [name for name in HEAD_FIGURES if name in findings["prism"]["banks"]]
@@ -54,6 +55,7 @@ def plot_banks(findings: dict, control: dict | None = None) -> Figure:
 
 
 @styled
+@drawing("prism")
 def plot_bank_compression(findings: dict, control: dict | None = None) -> Figure:
     """R_c of each bank through depth, and the subspace signal-to-noise ratio of its heads."""
     figure, axes = new_figure(1, 2, height=2.8)
@@ -76,6 +78,7 @@ def plot_bank_compression(findings: dict, control: dict | None = None) -> Figure
 
 
 @styled
+@drawing("prism/cosines")
 def plot_update_cosines(findings: dict, control: dict | None = None) -> Figure:
     """Cosine between what attention adds and the ascent direction of J, by layer; bars: deviation over texts."""
     figure, axes = new_figure(1, 2, height=2.8)
@@ -98,6 +101,7 @@ def plot_update_cosines(findings: dict, control: dict | None = None) -> Figure:
 
 
 @styled
+@drawing("prism")
 def plot_rope_bands(findings: dict) -> Figure:
     """Analytic spectra of the two RoPE bases, and the prior over the lag that each gives equal vectors."""
     figure, axes = new_figure(1, 2, height=2.8)
@@ -130,6 +134,7 @@ def distinct_layers(gammas: list[float]) -> list[int]:
 
 
 @styled
+@drawing("momentum")
 def plot_bode(findings: dict, stream: str = "keys") -> Figure:
     """Bode plot of the shear: formula (lines) and what white noise through the loaded model gives (points)."""
     found = findings["momentum"]
@@ -163,6 +168,7 @@ def plot_bode(findings: dict, stream: str = "keys") -> Figure:
 
 
 @styled
+@drawing("momentum")
 def plot_planes(findings: dict, stream: str = "keys", layer: int = 0) -> Figure:
     """
     Gain of each rotary plane for contents of several frequencies: formula (lines), measured by sinusoids (points).
@@ -189,6 +195,7 @@ TERMS = ("$q\\cdot k$", "$\\gamma\\,p_q\\cdot k$", "$\\gamma\\,q\\cdot p_k$", "$
 
 
 @styled
+@drawing("momentum/shares")
 def plot_score_terms(findings: dict) -> Figure:
     """Shares of the four terms in the variance of the scores, by layer, averaged over heads."""
     figure, (ax,) = new_figure(height=2.6)
@@ -205,6 +212,7 @@ def plot_score_terms(findings: dict) -> Figure:
 
 
 @styled
+@drawing("momentum/dc ac")
 def plot_dc_ac(findings: dict, stream: str = "keys", layer: int = 0) -> Figure:
     """What the shear does to constant and to changing content, plane by plane, and what the theorem predicts."""
     found = findings["momentum"]
@@ -237,6 +245,7 @@ def plot_dc_ac(findings: dict, stream: str = "keys", layer: int = 0) -> Figure:
 
 
 @styled
+@drawing("task")
 def plot_fourier(findings: dict, control: dict | None = None) -> Figure:
     """Fourier spectra of a model's tables and logits, and the accuracy that the strongest frequencies carry."""
     labels = list(findings["explained by top 5"])
