@@ -312,8 +312,15 @@ def test_a_cyclic_task(folder, tmp_path):
             assert control["accuracy"] < 0.5
         page = report.write_report(found, control, tmp_path / operation).read_text()
         assert 'id="fourier"' in page and f"{operation} mod 11" in page
-        # Nothing is published of products.
-        assert ("arXiv 2603.05228" in page) == (operation == "add")
+        # The published accuracy is that of addition modulo 113, and beside no other.
+        assert "2603.05228" not in page
+        published = {**found, "task": f"{operation} mod 113"}
+        picture = dict(report.sections_of(published, control, []))["In the Fourier basis"][0]
+        assert ("2603.05228" in picture.caption) == (operation == "add")
+        crosses = [line for ax in picture.figure.axes for line in ax.lines if "published" in str(line.get_label())]
+        assert len(crosses) == (operation == "add")
+        spectrum = picture.figure.axes[0]
+        assert all(tick == int(tick) for tick in spectrum.get_xticks())
     LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
     # Over an earlier report: its pictures do not stay.
     stale = tmp_path / "add" / "figures" / "banks.svg"
@@ -520,6 +527,27 @@ def test_a_figure_names_the_findings_that_it_needs():
         figures.plot_comparison([llama])
     with pytest.raises(ValueError, match="`plot_head_comparison` draws findings of a model that gives attention maps"):
         figures.plot_head_comparison([llama])
+
+
+def test_a_p_below_what_permutations_tell_is_a_bound():
+    heads = {"sink": torch.rand(2, 4)}
+    banks = {"sink": split(0.5, 0.4, 0.6, 0.0002)}
+    figure = figures_families.plot_banks({"heads": heads, "prism": {"banks": banks, "signal heads": 2}})
+    assert "p < 0.001" in figure.axes[0].get_title()
+
+
+def test_the_hatched_bar_is_named():
+    found = [{"name": name, "parameters": 10, "loss": {"bits per byte": 1.0}} for name in ("one", "two")]
+    (legend,) = figures.plot_comparison(found).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["the model of this report"]
+
+
+def test_one_is_no_plural():
+    found = {"name": "x", "family": "prism", "parameters": 9, "layers": 1, "texts": 1, "tokens": 1200}
+    found |= {"heads per layer": 2, "prism": {"signal heads": 1, "lambda": 1.0}, "loss": {"bits per byte": 2.0}}
+    assert "(1 layer of 1 signal and 1 noise head at lambda = 1); on 1 text of 1,200 tokens" in sentences.what_it_is(
+        found
+    )
 
 
 def test_heads_that_span_everything_can_be_drawn(folder):

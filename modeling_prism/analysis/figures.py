@@ -282,16 +282,17 @@ def plot_induction(findings: dict, control: dict | None = None) -> Figure:
 def plot_comparison(all_findings: list[dict]) -> Figure:
     """Bits per byte of several models, of any tokenizers."""
     check_several("plot_comparison", all_findings, "loss")
-    figure, (ax,) = new_figure(height=0.9 + 0.35 * len(all_findings))
+    figure, (ax,) = new_figure(height=1.2 + 0.35 * len(all_findings))
     names = [f"{found['name']} ({found['parameters'] / 1e6:.1f} M)" for found in all_findings]
     values = [found["loss"]["bits per byte"] for found in all_findings]
     bars = ax.barh(names, values, color="0.8", edgecolor="black", height=0.6)
-    bars[0].set(hatch="//")
+    bars[0].set(hatch="//", label="the model of this report")
     ax.bar_label(bars, fmt=" %.3f")
     ax.invert_yaxis()
     ax.margins(x=0.15)
     ax.grid(axis="y", visible=False)
     ax.set(xlabel="bits per byte (less is better)")
+    figure.legend(handles=[bars[0]], loc="outside lower center")
     return figure
 
 

@@ -4,10 +4,12 @@ import math
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from . import momentum, prism
 from .figures import BANKS, CONTROL, TRAINED, drawing, from_zero, new_figure, series_style, styled
 from .reducers import HEAD_FIGURES
+from .sentences import probability
 
 
 def jitter(count: int) -> torch.Tensor:
@@ -44,7 +46,8 @@ def plot_banks(findings: dict, control: dict | None = None) -> Figure:
                 2.4 * group + 0.5, 1.0, label, transform=ax.get_xaxis_transform(), ha="center", va="top", fontsize=8
             )
         split = findings["prism"]["banks"][name]
-        effect = f"$\\delta$ = {split['cliffs_delta']:+.2f}, p = {split['adjusted_p']:.2g}"
+        # Of random permutations, the smallest p is only a bound.
+        effect = f"$\\delta$ = {split['cliffs_delta']:+.2f}, {probability(split['adjusted_p'])}"
         ax.set_title(f"{name}\n{effect}", fontsize=8)
         ax.set_xticks([x for x, _ in ticks], [bank for _, bank in ticks])
         ax.set_ylabel(HEAD_FIGURES[name])
@@ -261,18 +264,21 @@ def plot_fourier(findings: dict, control: dict | None = None) -> Figure:
             xlabel=f"frequency (turns in {findings['residues']} residues)",
             ylabel="share of energy",
         )
+        ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     ax = axes[len(labels)]
     for found, style in ((findings, TRAINED), (control, CONTROL)):
         if found is not None:
             ax.plot(list(found["accuracy by k"]), list(found["accuracy by k"].values()), **style)
-    if findings["task"].startswith("add"):
+    if findings["task"] == "add mod 113":
         # With the five strongest frequencies, arXiv 2603.05228.
         ax.plot([5], [0.999], "x", color="black", markersize=9, label="published (add mod 113)")
     ax.set_xticks(list(findings["accuracy by k"]))
     ax.axhline(findings["accuracy"], color="black", linewidth=0.6, linestyle=":", label="all frequencies")
     ax.set(title="accuracy of kept frequencies", xlabel="frequencies kept", ylabel="accuracy", ylim=(-0.02, 1.05))
     handles, names = (above + below for above, below in zip(*(a.get_legend_handles_labels() for a in (axes[0], ax))))
-    figure.legend(handles, names, loc="outside lower center", ncols=2)
-    for ax in axes[len(labels) + 1 :]:
-        ax.remove()
+    if len(axes) > len(labels) + 1:
+        axes[-1].axis("off")
+        axes[-1].legend(handles, names, loc="center")
+    else:
+        figure.legend(handles, names, loc="outside lower center", ncols=2)
     return figure

@@ -196,7 +196,7 @@ def sections_of(found: dict, control: dict, others: Sequence[dict]) -> list[tupl
             "out, and the accuracy of the logits' strongest frequencies alone. The unembedding is read as the model "
             "uses it: a bounded one with rows of equal length. Of the logits the mean over all inputs is taken out."
         )
-        if found["task"].startswith("add"):
+        if found["task"] == "add mod 113":
             caption += (
                 " The cross is the accuracy that arXiv 2603.05228 gives for five frequencies of addition modulo 113: "
                 "99.9%."

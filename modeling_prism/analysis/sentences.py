@@ -16,6 +16,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and its noun: 1 layer, 2 layers."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def probability(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
 
@@ -40,20 +45,19 @@ def what_it_is(findings: dict) -> str:
             f"{size}, read on all inputs of the task {findings['task']}: of all pairs, those it was trained on "
             f"included, it answers {findings['accuracy']:.1%} right."
         )
-    shape = f"{findings['layers']} layers"
+    shape = counted(findings["layers"], "layer")
     if "prism" in findings:
         H_S = findings["prism"]["signal heads"]
-        shape += f" of {H_S} signal and {findings['heads per layer'] - H_S} noise heads at lambda = "
+        shape += f" of {H_S} signal and {counted(findings['heads per layer'] - H_S, 'noise head')} at lambda = "
         shape += number(findings["prism"]["lambda"])
     elif findings["heads per layer"]:
-        shape += f" of {findings['heads per layer']} heads"
+        shape += f" of {counted(findings['heads per layer'], 'head')}"
     if "momentum" in findings:
         gammas = list(dict.fromkeys(findings["momentum"]["gammas"]))
         shape += " at gamma = " + ", ".join(map(number, gammas))
     loss, unit = loss_of(findings)
-    said = (
-        f"{size} ({shape}); on {findings['texts']} texts of {findings['tokens']:,} tokens it needs {loss:.3f} {unit}"
-    )
+    read = f"{counted(findings['texts'], 'text')} of {counted(findings['tokens'], 'token')}"
+    said = f"{size} ({shape}); on {read} it needs {loss:.3f} {unit}"
     if not knows_its_texts(findings):
         share = f"{findings['unknown tokens']:.0%}"
         said += f"; its tokenizer does not know {share} of these tokens, so that bits per byte say nothing"
