@@ -249,7 +249,7 @@ def test_windows_are_cut_to_the_context(folder, tmp_path, undrawn):
         (["llama", "--texts", "texts.txt", "--out", "texts.txt"], "`out`='texts.txt' cannot hold a report.*is a file"),
         (["llama", "--texts", "texts.txt", "--out", "texts.txt/x"], "texts.txt' is a file: give a folder"),
         (["llama", "--texts", "texts.txt", "--out", "x", "--compare", "gpt2", "bare"], "'bare' has no tokenizer"),
-        (["llama", "--modulus", "7", "--out", "x", "--compare", "gpt2"], "one at a time"),
+        (["residues", "--modulus", "23", "--out", "x", "--compare", "gpt2"], "`modulus`=23 does not fit.*'gpt2'"),
         (["bare", "--modulus", "700", "--out", "x"], "needs 701 tokens"),
         (
             ["llama", "--modulus", "7", "--out", "x"],
@@ -266,6 +266,7 @@ def test_bad_input_is_named(arguments, message, folder, residues, monkeypatch):
         (folder / "empty.txt").write_text("\n\n  \n")
     # It is found before anything is measured.
     monkeypatch.setattr(command, "examine", lambda *args, **options: pytest.fail("measured before it was refused"))
+    monkeypatch.setattr(command, "untrained_copy", lambda *args: pytest.fail("measured before it was refused"))
     with pytest.raises(ValueError, match=message):
         command.main(arguments)
 
@@ -379,6 +380,27 @@ def test_a_cyclic_task_of_known_frequencies(tmp_path):
     assert "of all pairs, those it was trained on included, it answers 100.0% right" in numbers["opening"][0]
     assert "hold 100.0% of their variance between inputs and 100.0% of the embedding's" in numbers["opening"][1]
     assert numbers["control"]["accuracy"] < 0.2
+
+
+def test_models_of_one_task_beside_each_other(residues, tmp_path, undrawn):
+    spherical_clock().save_pretrained(tmp_path / "clock")
+    out = tmp_path / "out"
+    arguments = [str(tmp_path / "clock"), "--modulus", str(P), "--compare", str(residues), "--out", str(out)]
+    page = command.main(arguments).read_text(encoding="utf-8")
+    (other,) = json.loads((out / "report.json").read_text(encoding="utf-8"))["others"]
+    rows = re.findall(r"<tr>(<td>.*?)</tr>", page, flags=re.DOTALL)
+    cells = [re.findall(r"<td>(.*?)</td>", row) for row in rows]
+    assert [row[:2] for row in cells] == [
+        ["clock", "Spherical"],
+        ["untrained copy", "Spherical"],
+        ["residues", "Llama"],
+    ]
+    assert cells[0][3:5] == ["100.0%", "100.0%"] and cells[2][3] == f"{other['accuracy']:.1%}"
+    # W_U W_out is read of Spherical alone.
+    header = re.findall(r'<th scope="col">(.*?)</th>', page)
+    assert cells[0][header.index("W_U W_out")] == "100.0%" and cells[2][header.index("W_U W_out")] == ""
+    assert cells[2][header.index("logits")] == f"{other['explained by top 5']['logits']:.1%}"
+    assert "5 of 11 frequencies hold (equal ones: 45%)" in page
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

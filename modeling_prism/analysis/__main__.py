@@ -41,7 +41,8 @@ class AnalysisArguments:
     )
     operation: Literal["add", "multiply"] = field(default="add", metadata={"help": "The operation of that task."})
     compare: list[str] = field(
-        default_factory=list, metadata={"help": "Folders or hub names of models to put beside it, on the same texts."}
+        default_factory=list,
+        metadata={"help": "Folders or hub names of models to put beside it, on the same texts or task."},
     )
     num_texts: int = field(default=64, metadata={"help": "Read so many texts, from the beginning of the file."})
     max_length: int | None = field(
@@ -61,8 +62,6 @@ class AnalysisArguments:
             raise ValueError(f"`memory_budget` (GiB) must be above 0, got {self.memory_budget}.")
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(f"`max_length` must be at least 2, got {self.max_length}.")
-        if self.modulus is not None and self.compare:
-            raise ValueError("`--compare` compares models on texts; a task modulo a number is reported one at a time.")
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         check_device(self.device)
@@ -173,20 +172,27 @@ def analyse(name: str, arguments: AnalysisArguments) -> Path:
     names = display_names([name, *arguments.compare])
     check_out(arguments.out)
     if arguments.modulus is not None:
-        check_residues(name, arguments.modulus, arguments)
+        for each in (name, *arguments.compare):
+            check_residues(each, arguments.modulus, arguments)
     model = load_model(name, arguments)
+    # Measuring takes minutes: all that is to be read must be there before.
+    for other in arguments.compare:
+        load_model(other, arguments)
+        if arguments.modulus is None:
+            load_tokenizer(other, arguments)
     if arguments.modulus is not None:
         task = {"modulus": arguments.modulus, "operation": arguments.operation}
         found = examine_cyclic(model, **task, name=names[0])
         control = examine_cyclic(untrained_copy(model, arguments.control_seed), **task, name="untrained copy")
-        return write_report(found, control, arguments.out)
+        others = [
+            # Tokens are the residues, whichever the model.
+            {**examine_cyclic(load_model(other, arguments), **task, name=shown), "same tokenizer": True}
+            for other, shown in zip(arguments.compare, names[1:])
+        ]
+        return write_report(found, control, arguments.out, others)
 
     texts = read_texts(arguments.texts, arguments.num_texts)
     tokenizer = load_tokenizer(name, arguments)
-    # Measuring takes minutes: all that is to be read must be there before.
-    for other in arguments.compare:
-        load_model(other, arguments)
-        load_tokenizer(other, arguments)
     options = {"max_length": arguments.max_length, "memory_budget": int(arguments.memory_budget * 2**30)}
     found = examine(model, tokenizer, texts, name=names[0], **options)
     model = untrained_copy(model, arguments.control_seed)

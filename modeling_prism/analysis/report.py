@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from ..configuration_momentum import MomentumConfig
 from . import figures, figures_families, momentum
 from .reducers import HEAD_FIGURES
-from .sentences import PUBLISHED_BANKS, knows_its_texts, number, opening, probability
+from .sentences import FAMILIES, PUBLISHED_BANKS, knows_its_texts, number, opening, probability
 
 
 @dataclass(frozen=True)
@@ -237,6 +237,26 @@ def model_table(found: dict, control: dict, others: Sequence[dict]) -> dict:
     return {"title": "Losses", "header": header, "rows": cells}
 
 
+def task_table(found: dict, control: dict, others: Sequence[dict]) -> dict:
+    """What all models answer of a task, and how much their five strongest frequencies hold of each table."""
+    top = len(found["top frequencies"])
+    count = found["residues"] // 2
+    labels = list(dict.fromkeys(label for each in (found, *others) for label in each["explained by top 5"]))
+    header = ["model", "family", "parameters", "right", f"with {top} frequencies", *labels]
+    rows = [
+        [each["name"], FAMILIES.get(each["family"], each["family"]), f"{each['parameters']:,}"]
+        + [f"{each['accuracy']:.1%}", f"{each['accuracy by k'][5]:.1%}"]
+        + [
+            f"{each['explained by top 5'][label]:.1%}" if label in each["explained by top 5"] else ""
+            for label in labels
+        ]
+        for each in (found, control, *others)
+    ]
+    equal = f"equal ones: {top / count:.0%}"
+    title = f"Answers to all pairs, and the variance that {top} of {count} frequencies hold ({equal})"
+    return {"title": title, "header": header, "rows": rows}
+
+
 def bank_table(found: dict, control: dict) -> dict:
     """Banks by figure, trained and untrained."""
     header = ["figure", "published", "signal", "noise", "delta", "p (adjusted)", "untrained: signal", "noise", "delta"]
@@ -361,6 +381,8 @@ def write_report(found: dict, control: dict, out: str | Path, others: Sequence[d
         for title, pictures in sections_of(found, control, others)
     ]
     tables = [model_table(found, control, others)] if "loss" in found else []
+    if "task" in found:
+        tables.append(task_table(found, control, others))
     if "banks" in found.get("prism", {}):
         tables.append(bank_table(found, control))
     if "momentum" in found:
