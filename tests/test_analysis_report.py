@@ -11,7 +11,16 @@ import pytest
 import torch
 from datasets import Dataset
 from matplotlib.text import Text
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 import modeling_prism.analysis
 from modeling_prism import (
@@ -24,8 +33,10 @@ from modeling_prism import (
 )
 from modeling_prism.analysis import __main__ as command
 from modeling_prism.analysis import examine, figures, figures_families, report, sentences, untrained_copy
+from modeling_prism.analysis.examine import unknown_tokens
 from modeling_prism.analysis.measures import measure_momentum, mechanism_off
 from training.data import train_tokenizer
+from training.tasks.arithmetic import make_tokenizer
 from training.tasks.stories import tell
 
 
@@ -169,6 +180,31 @@ def test_the_dictionaries_beside_each_other(reports):
             assert f"<td>{trained} ({untrained})</td>" in row
 
 
+@pytest.mark.parametrize(
+    "gammas, streams, drawn",
+    [
+        (
+            [0.8, 0.8],
+            "qk",
+            "the keys (queries are sheared alike) of layer 0, since layers of one gamma are one filter;",
+        ),
+        ([0.0, 0.8], "q", "the queries (keys are not sheared) of layers 0, 1; the numbers of all"),
+    ],
+)
+def test_the_filter_s_figures_say_what_they_show(gammas, streams, drawn):
+    heads = {"num_attention_heads": 4, "max_position_embeddings": 64}
+    model = MomentumForCausalLM(MomentumConfig(**SIZES, **heads, momentum_gamma=gammas, momentum_streams=streams))
+    found = {"momentum": measure_momentum(model, [])}
+    bode = next(picture for picture in report.momentum_section(found) if picture.name == "bode")
+    assert f"Drawn: {drawn}" in bode.caption and "scatter" in bode.caption
+    gain, phase = bode.figure.axes
+    points = [line for line in gain.lines if line.get_label().startswith("measured")][-1]
+    # The Nyquist frequency is measured too, in order after the others or before.
+    assert max(points.get_xdata()) == pytest.approx(torch.pi) and min(points.get_xdata()) == 0
+    nyquist = float(points.get_ydata()[points.get_xdata().argmax()])
+    assert nyquist == pytest.approx(20 * torch.log10(torch.tensor(2.6)).item(), abs=0.3)
+
+
 def test_other_models_beside_it(folder, tmp_path, undrawn):
     others = ["--compare", str(folder / "llama"), str(folder / "other_tokenizer")]
     page, numbers = run(folder, "prism", tmp_path, *FEW, *others)
@@ -186,6 +222,47 @@ def test_only_another_tokenizer_beside_it(folder, tmp_path, undrawn):
     assert 'id="comparison"' in page and "head_comparison" not in page
 
 
+@pytest.fixture(scope="module")
+def residues(folder):
+    """A model of residues modulo 23 and a tokenizer to which every word is "="."""
+    vocabulary = {**{str(number): number for number in range(P)}, "=": P}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="="))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="=").save_pretrained(folder / "residues")
+    sizes = {**SIZES, "vocab_size": P + 1, "num_attention_heads": 4, "max_position_embeddings": 64}
+    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder / "residues")
+    return folder / "residues"
+
+
+def test_a_tokenizer_that_does_not_know_the_texts(folder, residues, tmp_path, undrawn):
+    page, numbers = run(folder, "residues", tmp_path, *FEW, "--compare", str(folder / "llama"))
+    assert numbers["model"]["unknown tokens"] == 1 and numbers["others"][0]["unknown tokens"] == 0
+    unread, note = numbers["notes"]
+    assert "does not know 100.0% of the tokens of these texts, and writes '=' for each" in unread
+    assert "that of residues does not know the texts, so that neither bits per byte nor maps" in note
+    assert "nats per token; its tokenizer does not know 100% of these tokens" in numbers["opening"][0]
+    assert "nats per token" in numbers["opening"][2] and "(unknown tokens)" in page
+    assert 'id="comparison"' not in page
+    # Beside another it is left out of the comparison of the others.
+    others = ["--compare", str(residues), str(folder / "other_tokenizer")]
+    page, numbers = run(folder, "llama", tmp_path, *FEW, *others)
+    assert 'id="comparison"' in page and "Left out: models whose tokenizer does not know the texts." in page
+    assert "bits per byte" in numbers["opening"][0]
+
+
+def test_a_tokenizer_that_refuses_the_texts(folder, residues, tmp_path):
+    shutil.copytree(residues, tmp_path / "strict")
+    make_tokenizer("addition", P).save_pretrained(tmp_path / "strict")
+    with pytest.raises(ValueError, match=r"tokenizer cannot read these texts .*Missing \[UNK\].*`--modulus`"):
+        run(folder, tmp_path / "strict", tmp_path, *FEW)
+
+
+def test_a_token_that_stands_for_unknown_words_may_be_in_the_text(residues):
+    tokenizer = command.AutoTokenizer.from_pretrained(residues)
+    assert unknown_tokens(tokenizer, ["3 4 = 7", "22 22 = 21"]) == (0, "=")
+    assert unknown_tokens(tokenizer, ["3 + 4 = 7", "once 3 4"]) == (2 / 8, "=")
+
+
 def test_short_texts_leave_figures_out_and_say_so(folder, tmp_path, undrawn):
     page, numbers = run(folder, "prism", tmp_path, texts="short.txt")
     assert any("at least 16 tokens" in note for note in numbers["notes"])
@@ -200,6 +277,13 @@ def test_a_small_budget_is_kept_and_said(folder, tmp_path, undrawn):
     assert numbers["model"]["max length"] < 64
 
 
+def test_windows_are_cut_to_the_context(folder, tmp_path, undrawn):
+    with pytest.warns(UserWarning, match="`max_length`=9999 is beyond the 64 positions"):
+        _, numbers = run(folder, "gpt2", tmp_path, "--num_texts", "3", "--max_length", "9999")
+    assert numbers["model"]["max length"] == 64
+    assert any("`max_length`=9999" in note for note in numbers["notes"])
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -209,25 +293,39 @@ def test_a_small_budget_is_kept_and_said(folder, tmp_path, undrawn):
         (["llama", "--texts", "empty.txt", "--out", "x"], "holds no text"),
         (["llama", "--out", "x"], "Give `--texts`.*or `--modulus`"),
         (["llama", "--texts", "texts.txt", "--out", "x", "--compare", "nowhere"], "'nowhere' is neither"),
-        (["llama", "--texts", "texts.txt", "--out", "x", "--num_texts", "0"], "`num_texts`=0"),
-        (["llama", "--modulus", "7", "--out", "x", "--compare", "gpt2"], "one at a time"),
-        (["llama", "--modulus", "700", "--out", "x"], "`modulus`=700 needs 701 tokens.*has 300.*at most 299"),
         (["llama", "--modulus", "0", "--out", "x"], "`modulus`=0 leaves no two residues.*2 or more"),
         (["llama", "--modulus", "-3", "--out", "x"], "`modulus`=-3 leaves no two residues.*2 or more"),
         (["llama", "--modulus", "1", "--out", "x"], "`modulus`=1 leaves no two residues.*2 or more"),
         (["llama", "--modulus", "9", "--operation", "multiply", "--out", "x"], "`modulus`=9: .*Give such a prime"),
         (["llama", "--texts", "texts.txt", "--out", "x", "--max_length", "2"], "`max_length`=2 .*at least 4"),
         (["llama", "--texts", "texts.txt", "--out", "x", "--max_length", "3"], "`max_length`=3 .*at least 4"),
-        (["llama", "--texts", "texts.txt", "--out", "texts.txt"], "`out`='texts.txt' is a file: give .* a folder"),
+        (["llama", "--texts", "texts.txt", "--out", "x", "--num_texts", "0"], "`num_texts` must be at least 1, got 0"),
+        (["llama", "--texts", "texts.txt", "--out", "x", "--memory_budget", "0"], r"`memory_budget` \(GiB\).*got 0"),
+        (["llama", "--texts", "texts.txt", "--out", "x", "--device", "tpuu"], "`device`='tpuu'.*give 'cpu'"),
+        (["llama", "--texts", "texts.txt", "--out", "x", "--device", "cuda:99"], "`device`='cuda:99'.*give 'cpu'"),
+        (["llama", "--texts", "texts.txt", "--out", "texts.txt"], "`out`='texts.txt' cannot hold a report.*is a file"),
+        (["llama", "--texts", "texts.txt", "--out", "texts.txt/x"], "texts.txt' is a file: give a folder"),
+        (["llama", "--texts", "texts.txt", "--out", "x", "--compare", "gpt2", "bare"], "'bare' has no tokenizer"),
+        (["residues", "--modulus", "23", "--out", "x", "--compare", "gpt2"], "`modulus`=23 does not fit.*'gpt2'"),
+        (["bare", "--modulus", "700", "--out", "x"], "`modulus`=700 needs 701 tokens.*has 300.*at most 299"),
+        (
+            ["llama", "--modulus", "7", "--out", "x"],
+            "`modulus`=7.*'llama'.*as token 0 where the task has '0'.*--texts",
+        ),
+        (["residues", "--modulus", "19", "--out", "x"], "'19' as token 19 where the task has '='.*`--modulus 23`"),
+        (["residues", "--modulus", "29", "--out", "x"], "'=' as token 23 where the task has '23'.*`--modulus 23`"),
     ],
 )
-def test_bad_input_is_named_before_any_work(arguments, message, folder, monkeypatch):
+def test_bad_input_is_named_before_any_work(arguments, message, folder, residues, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(modeling_prism.analysis.collect, "run_batch", lambda *_: pytest.fail("a model was run"))
     monkeypatch.setattr(LlamaForCausalLM, "forward", lambda *_, **__: pytest.fail("a model was run"))
     if not (folder / "bare").exists():
         make_models()["llama"].save_pretrained(folder / "bare")
         (folder / "empty.txt").write_text("\n\n  \n")
+    # It is found before anything is measured.
+    monkeypatch.setattr(command, "examine", lambda *args, **options: pytest.fail("measured before it was refused"))
+    monkeypatch.setattr(command, "untrained_copy", lambda *args: pytest.fail("measured before it was refused"))
     with pytest.raises(ValueError, match=message):
         command.main(arguments)
 
@@ -265,6 +363,12 @@ def test_a_tokenizer_of_another_model(folder):
             examine(model, tokenizer, ["Tom had a red ball."], max_length=max_length, progress=False)
 
 
+def test_one_string_is_no_list_of_texts(folder):
+    tokenizer = command.AutoTokenizer.from_pretrained(folder / "llama")
+    with pytest.raises(ValueError, match=r"`texts` must be a list of strings.*\[text\]"):
+        examine(make_models()["llama"], tokenizer, "Tom had a red ball.", progress=False)
+
+
 class Clock(LlamaForCausalLM):
     """Answers a + b mod 11 by three frequencies, as a model that has grokked does."""
 
@@ -288,8 +392,15 @@ def test_a_cyclic_task(folder, tmp_path):
             assert control["accuracy"] < 0.5
         page = report.write_report(found, control, tmp_path / operation).read_text()
         assert 'id="fourier"' in page and f"{operation} mod 11" in page
-        # Nothing is published of products.
-        assert ("arXiv 2603.05228" in page) == (report.NO_PUBLISHED_PLOTS in page) == (operation == "add")
+        # The published accuracy is that of addition modulo 113, and beside no other.
+        assert "2603.05228" not in page
+        published = {**found, "task": f"{operation} mod 113"}
+        picture = dict(report.sections_of(published, control, []))["In the Fourier basis"][0]
+        assert ("2603.05228" in picture.caption) == (operation == "add")
+        crosses = [line for ax in picture.figure.axes for line in ax.lines if "published" in str(line.get_label())]
+        assert len(crosses) == (operation == "add")
+        spectrum = picture.figure.axes[0]
+        assert all(tick == int(tick) for tick in spectrum.get_xticks())
     LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
     # Over an earlier report: its pictures do not stay.
     stale = tmp_path / "add" / "figures" / "banks.svg"
@@ -345,9 +456,30 @@ def test_a_cyclic_task_of_known_frequencies(tmp_path):
         assert [found[label][k] for k in FREQUENCIES] == pytest.approx(energies, abs=1e-5), label
     assert sum(found["logits"][k] for k in FREQUENCIES) == pytest.approx(1)
     assert set(found["top frequencies"][:2]) == set(FREQUENCIES)
-    assert "answers 100.0% right" in numbers["opening"][0]
-    assert "hold 100.0% of their variance and 100.0% of the embedding's" in numbers["opening"][1]
+    assert "of all pairs, those it was trained on included, it answers 100.0% right" in numbers["opening"][0]
+    assert "hold 100.0% of their variance between inputs and 100.0% of the embedding's" in numbers["opening"][1]
     assert numbers["control"]["accuracy"] < 0.2
+
+
+def test_models_of_one_task_beside_each_other(residues, tmp_path, undrawn):
+    spherical_clock().save_pretrained(tmp_path / "clock")
+    out = tmp_path / "out"
+    arguments = [str(tmp_path / "clock"), "--modulus", str(P), "--compare", str(residues), "--out", str(out)]
+    page = command.main(arguments).read_text(encoding="utf-8")
+    (other,) = json.loads((out / "report.json").read_text(encoding="utf-8"))["others"]
+    rows = re.findall(r"<tr>(<td>.*?)</tr>", page, flags=re.DOTALL)
+    cells = [re.findall(r"<td>(.*?)</td>", row) for row in rows]
+    assert [row[:2] for row in cells] == [
+        ["clock", "Spherical"],
+        ["untrained copy", "Spherical"],
+        ["residues", "Llama"],
+    ]
+    assert cells[0][3:5] == ["100.0%", "100.0%"] and cells[2][3] == f"{other['accuracy']:.1%}"
+    # W_U W_out is read of Spherical alone.
+    header = re.findall(r'<th scope="col">(.*?)</th>', page)
+    assert cells[0][header.index("W_U W_out")] == "100.0%" and cells[2][header.index("W_U W_out")] == ""
+    assert cells[2][header.index("logits")] == f"{other['explained by top 5']['logits']:.1%}"
+    assert "5 of 11 frequencies hold (equal ones: 45%)" in page
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -385,6 +517,21 @@ def test_what_stands_out_is_the_largest_difference_that_is_no_accident():
     assert "No figure of heads tells its signal heads from its noise heads" in sentences.what_stands_out(
         nothing, nothing
     )
+
+
+@pytest.mark.parametrize(
+    "name, signal, noise, ending",
+    [
+        ("distance", 9.0, 3.0, "p = 0.01), as published."),
+        ("distance", 36.3, 55.4, "p = 0.01), the reverse of what is published (signal > noise, arXiv 2601.15540)."),
+        ("centroid", 0.1, 0.2, "p = 0.01), as published."),
+        ("centroid", 0.2, 0.1, "p = 0.01), the reverse of what is published (signal < noise, arXiv 2601.15540)."),
+        ("sink", 0.2, 0.1, "p = 0.01)."),
+    ],
+)
+def test_what_stands_out_is_laid_beside_what_is_published(name, signal, noise, ending):
+    found = prism_findings(**{name: split(signal, noise, 0.6, 0.01)})
+    assert sentences.what_stands_out(found, found).endswith(ending)
 
 
 @pytest.mark.parametrize(
@@ -427,9 +574,20 @@ def test_the_same_frequencies_are_looked_for_in_the_embedding():
     energies = {"logits": torch.tensor([0, 0.5, 0.4, 0.1]), "embedding": torch.tensor([0, 0.2, 0.1, 0.7])}
     found = {"task": "multiply mod 7", "top frequencies": [1, 2], "accuracy by k": {5: 0.98}, **energies}
     assert sentences.what_stands_out(found, {}) == (
-        "Its logits' strongest frequencies (1, 2) hold 90.0% of their variance and 30.0% of the embedding's; with "
-        "these alone it answers 98.0% right where no factor is 0."
+        "Its logits' strongest frequencies (1, 2) hold 90.0% of their variance between inputs and 30.0% of the "
+        "embedding's, where 2 of 3 equal ones hold 67%; with these alone it answers 98.0% right where no factor is 0."
     )
+
+
+def test_a_vector_that_is_the_same_for_every_input_is_no_spectrum():
+    model = LlamaForCausalLM(LlamaConfig(**{**SIZES, "vocab_size": 12}, num_attention_heads=4))
+    plain = modeling_prism.analysis.examine_cyclic(model, 11)
+    wave = 50 * torch.cos(2 * torch.pi * 4 * torch.arange(12) / 11)
+    model.lm_head.register_forward_hook(lambda module, args, output: output + wave)
+    shifted = modeling_prism.analysis.examine_cyclic(model, 11)
+    assert torch.allclose(plain["logits"], shifted["logits"], atol=1e-4) and shifted["logits"][4] < 0.5
+    # What the model answers, it answers with that vector.
+    assert shifted["accuracy by k"][10] == 1 / 11 == shifted["accuracy"]
 
 
 # In a notebook, and without the extra
@@ -456,6 +614,51 @@ def test_planes_are_whole_numbers(folder):
             low, high = ax.get_xlim()
             ticks = [tick for tick in ax.get_xticks() if low <= tick <= high]
             assert len(ticks) >= 2 and all(tick == round(tick) for tick in ticks)
+
+
+def test_a_figure_names_the_findings_that_it_needs():
+    llama = {"name": "one", "family": "llama", "residual": {}}
+    prism = {"name": "two", "family": "prism", "prism": {}}
+    for plot, whose in (
+        (figures.plot_heads, "a model that gives attention maps"),
+        (figures.plot_induction, "a model that gives attention maps"),
+        (figures_families.plot_banks, "a Prism model"),
+        (figures_families.plot_rope_bands, "a Prism model"),
+        (figures_families.plot_bode, "a Momentum model"),
+        (figures_families.plot_dc_ac, "a Momentum model"),
+        (figures_families.plot_fourier, "a task modulo a number"),
+    ):
+        with pytest.raises(ValueError, match=f"`{plot.__name__}` draws findings of {whose}.*'one', a llama model"):
+            plot(llama)
+    with pytest.raises(ValueError, match="`plot_banks` draws 'banks', which those of 'two'.*give longer texts"):
+        figures_families.plot_banks(prism)
+    with pytest.raises(ValueError, match=r"`plot_comparison` draws a list of findings: give \[found, other\]"):
+        figures.plot_comparison(llama)
+    with pytest.raises(ValueError, match="`plot_comparison` draws findings of a model on texts"):
+        figures.plot_comparison([llama])
+    with pytest.raises(ValueError, match="`plot_head_comparison` draws findings of a model that gives attention maps"):
+        figures.plot_head_comparison([llama])
+
+
+def test_a_p_below_what_permutations_tell_is_a_bound():
+    heads = {"sink": torch.rand(2, 4)}
+    banks = {"sink": split(0.5, 0.4, 0.6, 0.0002)}
+    figure = figures_families.plot_banks({"heads": heads, "prism": {"banks": banks, "signal heads": 2}})
+    assert "p < 0.001" in figure.axes[0].get_title()
+
+
+def test_the_hatched_bar_is_named():
+    found = [{"name": name, "parameters": 10, "loss": {"bits per byte": 1.0}} for name in ("one", "two")]
+    (legend,) = figures.plot_comparison(found).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["the model of this report"]
+
+
+def test_one_is_no_plural():
+    found = {"name": "x", "family": "prism", "parameters": 9, "layers": 1, "texts": 1, "tokens": 1200}
+    found |= {"heads per layer": 2, "prism": {"signal heads": 1, "lambda": 1.0}, "loss": {"bits per byte": 2.0}}
+    assert "(1 layer of 1 signal and 1 noise head at lambda = 1); on 1 text of 1,200 tokens" in sentences.what_it_is(
+        found
+    )
 
 
 def test_heads_that_span_everything_can_be_drawn(folder):

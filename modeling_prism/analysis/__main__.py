@@ -7,6 +7,7 @@ python -m modeling_prism.analysis outputs/addition --modulus 113 --out report
 ```
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -41,7 +42,8 @@ class AnalysisArguments:
     )
     operation: Literal["add", "multiply"] = field(default="add", metadata={"help": "The operation of that task."})
     compare: list[str] = field(
-        default_factory=list, metadata={"help": "Folders or hub names of models to put beside it, on the same texts."}
+        default_factory=list,
+        metadata={"help": "Folders or hub names of models to put beside it, on the same texts or task."},
     )
     num_texts: int = field(default=64, metadata={"help": "Read so many texts, from the beginning of the file."})
     max_length: int | None = field(
@@ -55,21 +57,37 @@ class AnalysisArguments:
     def __post_init__(self):
         if (self.texts is None) == (self.modulus is None):
             raise ValueError("Give `--texts` (a file) or `--modulus` (a number): what is the model to read?")
-        if self.num_texts < 1 or self.memory_budget <= 0:
-            raise ValueError(f"`num_texts`={self.num_texts} and `memory_budget`={self.memory_budget} must be above 0.")
+        if self.num_texts < 1:
+            raise ValueError(f"`num_texts` must be at least 1, got {self.num_texts}.")
+        if not self.memory_budget > 0:
+            raise ValueError(f"`memory_budget` (GiB) must be above 0, got {self.memory_budget}.")
         if self.max_length is not None:
             check_length(self.max_length)
         if self.modulus is not None:
             check_modulus(self.modulus, self.operation)
-            if self.compare:
-                raise ValueError(
-                    "`--compare` compares models on texts; a task modulo a number is reported one at a time: leave it "
-                    "out."
-                )
-        if Path(self.out).is_file():
-            raise ValueError(f"`out`={self.out!r} is a file: give the name of a folder.")
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        check_device(self.device)
+
+
+def check_device(device: str) -> None:
+    """Raises `ValueError` if torch has no such device here."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"`device`={device!r} is none that torch has here ({str(error).splitlines()[0]}): give 'cpu' or 'auto'."
+        ) from None
+
+
+def check_out(out: str | Path) -> None:
+    """Raises `ValueError` if a report cannot be written into the folder `out`, which need not be there yet."""
+    folder = Path(out).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        reason = "cannot be written to" if folder.is_dir() else "is a file"
+        raise ValueError(f"`out`={str(out)!r} cannot hold a report, since {str(folder)!r} {reason}: give a folder.")
 
 
 def read_texts(file: str | Path, num_texts: int) -> list[str]:
@@ -118,6 +136,29 @@ def load_tokenizer(name: str, arguments: AnalysisArguments) -> PreTrainedTokeniz
         ) from None
 
 
+def check_residues(name: str, modulus: int, arguments: AnalysisArguments) -> None:
+    """Raises `ValueError` if a model's tokenizer, where it has one, is not that of a task modulo `modulus`."""
+    try:
+        tokenizer = load_tokenizer(name, arguments)
+    except ValueError:
+        return
+    expected = [*map(str, range(modulus)), "="]
+    # Beyond its last token, a tokenizer has None.
+    tokens = [tokenizer.convert_ids_to_tokens(number) for number in range(modulus + 1)]
+    if tokens == expected:
+        return
+    wrong = next(number for number in range(modulus + 1) if tokens[number] != expected[number])
+    own = tokenizer.get_vocab().get("=", 0)
+    if own and tokenizer.convert_ids_to_tokens(list(range(own))) == [*map(str, range(own))]:
+        remedy = f"it is that of a task modulo {own}: give `--modulus {own}`"
+    else:
+        remedy = "it is not that of such a task: give `--texts`"
+    raise ValueError(
+        f"`modulus`={modulus} does not fit the tokenizer of {name!r}, which has {tokens[wrong]!r} as token {wrong} "
+        f"where the task has {expected[wrong]!r}; {remedy}."
+    )
+
+
 def display_names(names: Sequence[str]) -> list[str]:
     """The last parts of folder names, if they tell the models apart."""
     short = [Path(name).resolve().name for name in names]
@@ -140,15 +181,27 @@ def check_others(arguments: AnalysisArguments, texts: Sequence[str]) -> None:
 def analyse(name: str, arguments: AnalysisArguments) -> Path:
     """Examines the model, its control and those to compare, and writes the report; returns the page."""
     names = display_names([name, *arguments.compare])
-    if arguments.texts is not None:
+    check_out(arguments.out)
+    # Measuring takes minutes: all that is to be read must be there before.
+    if arguments.modulus is None:
         texts = read_texts(arguments.texts, arguments.num_texts)
         check_others(arguments, texts)
+    else:
+        for each in (name, *arguments.compare):
+            check_residues(each, arguments.modulus, arguments)
+        for other in arguments.compare:
+            load_model(other, arguments)
     model = load_model(name, arguments)
     if arguments.modulus is not None:
         task = {"modulus": arguments.modulus, "operation": arguments.operation}
         found = examine_cyclic(model, **task, name=names[0])
         control = examine_cyclic(untrained_copy(model, arguments.control_seed), **task, name="untrained copy")
-        return write_report(found, control, arguments.out)
+        others = [
+            # Tokens are the residues, whichever the model.
+            {**examine_cyclic(load_model(other, arguments), **task, name=shown), "same tokenizer": True}
+            for other, shown in zip(arguments.compare, names[1:])
+        ]
+        return write_report(found, control, arguments.out, others)
 
     tokenizer = load_tokenizer(name, arguments)
     options = {"max_length": arguments.max_length, "memory_budget": int(arguments.memory_budget * 2**30)}

@@ -16,6 +16,10 @@ from .collect import SHORTEST, Batch, collect_windows, cut_texts, plan_length, p
 from .measures import SHORTEST_REPEAT, measure_momentum, measure_prism, measure_repeats, mechanism_off
 
 
+# A larger share of unknown tokens makes bits per byte meaningless: all such words cost what their one token does.
+MOST_UNKNOWN = 0.01
+
+
 def untrained_copy(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     """
     A model of the same config with new random weights, on the same device: what architecture alone does. With the seed
@@ -49,10 +53,20 @@ def read_windows(
     `cut_texts` for a model.
 
     Raises:
-        ValueError: nothing to read, windows that are too short, or a tokenizer with more tokens than the model.
+        ValueError: nothing to read, texts that the tokenizer cannot read, windows that are too short, or a tokenizer
+            with more tokens than the model.
     """
     check_length(max_length)
-    windows, num_bytes = cut_texts(tokenizer, texts, max_length)
+    try:
+        windows, num_bytes = cut_texts(tokenizer, texts, max_length)
+    except ValueError:
+        raise
+    # `tokenizers` raises nothing more particular for words of which a tokenizer has no token.
+    except Exception as error:
+        raise ValueError(
+            f"The model's tokenizer cannot read these texts ({error}): give texts that it was made for, or, for a "
+            "model of a task modulo a number, `--modulus`."
+        ) from error
     largest, size = max(int(window.max()) for window in windows), model.config.get_text_config().vocab_size
     if largest >= size:
         raise ValueError(
@@ -60,6 +74,26 @@ def read_windows(
             "model the tokenizer that it was trained with."
         )
     return windows, num_bytes
+
+
+def unknown_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[float, str | None]:
+    """
+    Share of the tokens of texts that stand for what the tokenizer does not know, and the token that it writes for it.
+
+    A text may hold that token itself, which is then known. 0 and None of a tokenizer that has no such token.
+    """
+    # A tokenizer made of a bare `tokenizers.Tokenizer` has it there alone.
+    backend = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    token = tokenizer.unk_token or getattr(backend, "unk_token", None)
+    if token is None:
+        return 0.0, None
+    number = tokenizer.convert_tokens_to_ids(token)
+    unknown = total = 0
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        unknown += max(0, ids.count(number) - text.count(token))
+        total += len(ids)
+    return unknown / max(total, 1), token
 
 
 def examine(
@@ -80,29 +114,43 @@ def examine(
         tokenizer: its tokenizer.
         texts: each read from its beginning, in windows of `max_length` tokens.
         name: what figures call it.
-        max_length: at least 4; default: the model's positions, at most 256.
+        max_length: at least 4, at most the model's positions; default: these, or 256 if they are more.
         memory_budget: bytes for the activations of a batch.
         progress: show progress bars.
 
     Returns:
         `name`, `family` (its model type), `parameters`, `layers`, `heads per layer`, `texts`, `windows`, `tokens`,
-        `max length`; `loss`, `heads`, `residual`, `repeats` as `reducers.py` and `measures.py` say; `prism` or
-        `momentum` where the model is one; `notes`, sentences on what could not be measured or was changed.
+        `max length`, `unknown tokens` (a share); `loss`, `heads`, `residual`, `repeats` as `reducers.py` and
+        `measures.py` say; `prism` or `momentum` where the model is one; `notes`, sentences on what could not be
+        measured or was changed.
 
     Raises:
-        ValueError: nothing to read, windows that are too short, a tokenizer with more tokens than the model, or too
-            small a memory.
+        ValueError: nothing to read, one string in the place of a list, windows that are too short, a tokenizer with
+            more tokens than the model, or too small a memory.
     """
     notes: list[str] = []
     config = model.config.get_text_config()
-    if max_length is None:
-        max_length = context_length(model)
+    if isinstance(texts, str):
+        raise ValueError("`texts` must be a list of strings, got one string: give [text].")
+    asked, max_length = max_length, context_length(model, 256 if max_length is None else max_length)
     # Before anything runs.
     check_length(max_length)
     with noting_warnings(notes):
+        if asked is not None and asked > max_length:
+            warnings.warn(
+                f"`max_length`={asked} is beyond the {max_length} positions of the model: windows have {max_length} "
+                "tokens.",
+                stacklevel=2,
+            )
         attentions = gives_attentions(model, notes)
         max_length = plan_length(model, max_length, memory_budget, attentions)
         windows, num_bytes = read_windows(model, tokenizer, texts, max_length)
+        unknown, token = unknown_tokens(tokenizer, texts)
+        if unknown > MOST_UNKNOWN:
+            notes.append(
+                f"The tokenizer does not know {unknown:.1%} of the tokens of these texts, and writes {token!r} for "
+                "each: bits per byte are no measure of this model here, and are left out."
+            )
         options = {"memory_budget": memory_budget, "progress": progress, "attentions": attentions}
         chosen = [reducers.reduce_loss, reducers.reduce_residual]
         if attentions:
@@ -121,6 +169,7 @@ def examine(
             "windows": len(windows),
             "tokens": int(sums["tokens"]),
             "max length": max_length,
+            "unknown tokens": unknown,
             "loss": reducers.loss_figures(sums, num_bytes),
             "residual": reducers.residual_figures(sums),
         }
@@ -196,7 +245,9 @@ def examine_cyclic(
     Returns:
         `accuracy` on all p * p inputs, `accuracy by k` frequencies kept; energy by frequency (F,) of the rows of
         `embedding` and `unembedding` (as the head uses them), of `logits`, and of a Spherical's `W_U W_out`, what its
-        last neurons add to the logits; `explained by top 5` of each, and the `top frequencies` of the logits;
+        last neurons add to the logits; the energies of `logits` are those of what differs between inputs: the mean
+        over inputs is taken out first, which is nearly all there is before training; `explained by top 5` of each,
+        and the `top frequencies` of the logits;
         `residues`, the length of the cycle; `residual`. Products with 0 count in `accuracy` alone.
 
     Raises:
@@ -230,15 +281,17 @@ def examine_cyclic(
     cyclic = labels != 0 if operation == "multiply" else torch.ones_like(labels, dtype=torch.bool)
     place = torch.zeros(modulus, dtype=torch.long)
     place[order] = torch.arange(len(order))
-    energies["logits"] = spherical.fourier_energies(logits[cyclic][:, order], dim=-1)
+    logits, labels, right = logits[cyclic][:, order], place[labels[cyclic]], spherical.accuracy(logits, labels)
+    # A vector of classes that is the same for every input has some few strongest frequencies, whatever it is.
+    energies["logits"] = spherical.fourier_energies(logits - logits.mean(0), dim=-1)
     return {
         "name": name,
         "family": config.model_type,
         "parameters": model.num_parameters(),
         "task": f"{operation} mod {modulus}",
         "residues": len(order),
-        "accuracy": spherical.accuracy(logits, labels),
-        "accuracy by k": spherical.accuracy_by_top_k(logits[cyclic][:, order], place[labels[cyclic]]),
+        "accuracy": right,
+        "accuracy by k": spherical.accuracy_by_top_k(logits, labels, energies=energies["logits"]),
         **energies,
         "explained by top 5": {
             label: spherical.explained_variance(energy, spherical.top_frequencies(energy, 5)).item()

@@ -59,6 +59,51 @@ def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
     return wrapper
 
 
+# Whose findings hold what only some have.
+WHOSE = {
+    "prism": "a Prism model (`examine`)",
+    "momentum": "a Momentum model (`examine`)",
+    "task": "a task modulo a number (`examine_cyclic`)",
+    "heads": "a model that gives attention maps, on texts of 16 tokens or more (`examine`)",
+    "repeats": "a model that gives attention maps (`examine`)",
+    "loss": "a model on texts (`examine`)",
+}
+
+
+def check_findings(plot: str, findings: dict, path: str) -> None:
+    """Raises `ValueError` if findings lack what a figure draws: a key, or one inside another (`"prism/banks"`)."""
+    family, _, part = path.partition("/")
+    if not isinstance(findings, dict):
+        raise ValueError(f"`{plot}` draws findings (a dictionary, of `examine`), got {type(findings).__name__}.")
+    whose = f"those of {findings.get('name')!r}, a {findings.get('family')} model,"
+    if family not in findings:
+        raise ValueError(f"`{plot}` draws findings of {WHOSE[family]}; {whose} are none.")
+    if part and part not in findings[family]:
+        raise ValueError(f"`{plot}` draws {part!r}, which {whose} lack: their `notes` say why; give longer texts.")
+
+
+def drawing(path: str) -> Callable[[Callable[..., Figure]], Callable[..., Figure]]:
+    """Makes a plotting function of findings refuse those that lack `path` (see `check_findings`)."""
+
+    def decorate(plot):
+        @functools.wraps(plot)
+        def wrapper(findings, *args, **kwargs):
+            check_findings(plot.__name__, findings, path)
+            return plot(findings, *args, **kwargs)
+
+        return wrapper
+
+    return decorate
+
+
+def check_several(plot: str, all_findings: list[dict], path: str) -> None:
+    """`check_findings` of each; raises `ValueError` too if it is one findings in the place of a list."""
+    if isinstance(all_findings, dict) or not len(all_findings):
+        raise ValueError(f"`{plot}` draws a list of findings: give [found, other].")
+    for findings in all_findings:
+        check_findings(plot, findings, path)
+
+
 def new_figure(rows: int = 1, columns: int = 1, height: float = 2.6) -> tuple[Figure, list[Axes]]:
     """A figure of the house's width with `rows * columns` axes; `height` of a row in inches."""
     figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height * rows), squeeze=False)
@@ -100,6 +145,7 @@ def bank_means(figure: Tensor, findings: dict) -> list[tuple[str, Tensor, dict]]
 
 
 @styled
+@drawing("heads")
 def plot_heads(findings: dict) -> Figure:
     """Maps of every head figure: layer by head."""
     names = [name for name in HEAD_FIGURES if name in findings["heads"]]
@@ -145,6 +191,7 @@ def write_values(ax: Axes, values: Tensor, image):
 
 
 @styled
+@drawing("heads")
 def plot_attention_over_lag(findings: dict, control: dict | None = None) -> Figure:
     """Mean attention by lag, its energy spectrum, and the share of the energy in bands."""
     figure, axes = new_figure(3, 1, height=2.5)
@@ -216,6 +263,7 @@ def plot_residual(findings: dict, control: dict | None = None) -> Figure:
 
 
 @styled
+@drawing("repeats")
 def plot_induction(findings: dict, control: dict | None = None) -> Figure:
     """Prefix-matching score of every head on random repeats at varying distances."""
     figure, (ax,) = new_figure(height=2.6)
@@ -240,23 +288,28 @@ def plot_induction(findings: dict, control: dict | None = None) -> Figure:
 @styled
 def plot_comparison(all_findings: list[dict]) -> Figure:
     """Bits per byte of several models, of any tokenizers."""
-    figure, (ax,) = new_figure(height=0.9 + 0.35 * len(all_findings))
+    check_several("plot_comparison", all_findings, "loss")
+    figure, (ax,) = new_figure(height=1.2 + 0.35 * len(all_findings))
     names = [f"{found['name']} ({found['parameters'] / 1e6:.1f} M)" for found in all_findings]
     values = [found["loss"]["bits per byte"] for found in all_findings]
     bars = ax.barh(names, values, color="0.8", edgecolor="black", height=0.6)
-    bars[0].set(hatch="//")
+    bars[0].set(hatch="//", label="the model of this report")
     ax.bar_label(bars, fmt=" %.3f")
     ax.invert_yaxis()
     ax.margins(x=0.15)
     ax.grid(axis="y", visible=False)
     ax.set(xlabel="bits per byte (less is better)")
+    figure.legend(handles=[bars[0]], loc="outside lower center")
     return figure
 
 
 @styled
 def plot_head_comparison(all_findings: list[dict]) -> Figure:
     """Every head of several models of one tokenizer, figure by figure; the bar is the mean."""
-    all_findings = [found for found in all_findings if "heads" in found]
+    if not isinstance(all_findings, dict):
+        # Of a model without attention maps there is nothing to draw beside the others.
+        all_findings = [found for found in all_findings if "heads" in found] or all_findings
+    check_several("plot_head_comparison", all_findings, "heads")
     names = [name for name in HEAD_FIGURES if all(name in found["heads"] for found in all_findings)]
     figure, axes = new_figure((len(names) + 1) // 2, 2, height=0.9 + 0.28 * len(all_findings))
     for ax, name in zip(axes, names):

@@ -4,10 +4,22 @@ import math
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from . import momentum, prism
-from .figures import BANKS, CONTROL, TRAINED, from_zero, new_figure, series_style, styled, whole_numbers
+from .figures import (
+    BANKS,
+    CONTROL,
+    TRAINED,
+    drawing,
+    from_zero,
+    new_figure,
+    series_style,
+    styled,
+    whole_numbers,
+)
 from .reducers import HEAD_FIGURES
+from .sentences import probability
 
 
 def jitter(count: int) -> torch.Tensor:
@@ -19,6 +31,7 @@ def jitter(count: int) -> torch.Tensor:
 
 
 @styled
+@drawing("prism/banks")
 def plot_banks(findings: dict, control: dict | None = None) -> Figure:
     """Every head figure by bank, trained and untrained: a point a head, a bar for the mean."""
     names = [name for name in HEAD_FIGURES if name in findings["prism"]["banks"]]
@@ -43,7 +56,8 @@ def plot_banks(findings: dict, control: dict | None = None) -> Figure:
                 2.4 * group + 0.5, 1.0, label, transform=ax.get_xaxis_transform(), ha="center", va="top", fontsize=8
             )
         split = findings["prism"]["banks"][name]
-        effect = f"$\\delta$ = {split['cliffs_delta']:+.2f}, p = {split['adjusted_p']:.2g}"
+        # Of random permutations, the smallest p is only a bound.
+        effect = f"$\\delta$ = {split['cliffs_delta']:+.2f}, {probability(split['adjusted_p'])}"
         ax.set_title(f"{name}\n{effect}", fontsize=8)
         ax.set_xticks([x for x, _ in ticks], [bank for _, bank in ticks])
         ax.set_ylabel(HEAD_FIGURES[name])
@@ -54,6 +68,7 @@ def plot_banks(findings: dict, control: dict | None = None) -> Figure:
 
 
 @styled
+@drawing("prism")
 def plot_bank_compression(findings: dict, control: dict | None = None) -> Figure:
     """R_c of each bank through depth, and the subspace signal-to-noise ratio of its heads."""
     figure, axes = new_figure(1, 2, height=2.8)
@@ -76,6 +91,7 @@ def plot_bank_compression(findings: dict, control: dict | None = None) -> Figure
 
 
 @styled
+@drawing("prism/cosines")
 def plot_update_cosines(findings: dict, control: dict | None = None) -> Figure:
     """Cosine between what attention adds and the ascent direction of J, by layer; bars: deviation over texts."""
     figure, axes = new_figure(1, 2, height=2.8)
@@ -98,6 +114,7 @@ def plot_update_cosines(findings: dict, control: dict | None = None) -> Figure:
 
 
 @styled
+@drawing("prism")
 def plot_rope_bands(findings: dict) -> Figure:
     """Analytic spectra of the two RoPE bases, and the prior over the lag that each gives equal vectors."""
     figure, axes = new_figure(1, 2, height=2.8)
@@ -131,13 +148,16 @@ def distinct_layers(gammas: list[float]) -> list[int]:
 
 
 @styled
+@drawing("momentum")
 def plot_bode(findings: dict, stream: str = "keys") -> Figure:
     """Bode plot of the shear: formula (lines) and what white noise through the loaded model gives (points)."""
     found = findings["momentum"]
     figure, axes = new_figure(2, 1, height=2.4)
     layers = distinct_layers(found["gammas"])
     omegas = torch.linspace(0, math.pi, 200, dtype=torch.float64)
-    positive = found["noise omegas"] >= 0
+    # The lowest frequency, -pi, is pi: of sampled signals they are one.
+    noise_omegas = torch.where(found["noise omegas"] < 1e-6 - math.pi, math.pi, found["noise omegas"])
+    positive = noise_omegas >= 0
     for index, layer in enumerate(layers):
         gamma = found["gammas"][layer] if stream[0] in found["streams"] else 0.0
         style = series_style(index, len(layers))
@@ -150,7 +170,7 @@ def plot_bode(findings: dict, stream: str = "keys") -> Figure:
             line = {"color": style["color"], "linestyle": style["linestyle"]}
             ax.plot(omegas, curve, label=f"formula, $\\gamma$ = {gamma:.3g}", **line)
             dots = {**style, "linestyle": "", "markerfacecolor": "white"}
-            ax.plot(found["noise omegas"][positive], points, label=f"measured, layer {layer}", **dots)
+            ax.plot(noise_omegas[positive], points, label=f"measured, layer {layer}", **dots)
     axes[0].set(title=f"gain of the shear on {stream}", ylabel="gain (dB)")
     axes[1].set(title="its phase lead", ylabel="phase (degrees)")
     for ax in axes:
@@ -162,6 +182,7 @@ def plot_bode(findings: dict, stream: str = "keys") -> Figure:
 
 
 @styled
+@drawing("momentum")
 def plot_planes(findings: dict, stream: str = "keys", layer: int = 0) -> Figure:
     """
     Gain of each rotary plane for contents of several frequencies: formula (lines), measured by sinusoids (points).
@@ -189,6 +210,7 @@ TERMS = ("$q\\cdot k$", "$\\gamma\\,p_q\\cdot k$", "$\\gamma\\,q\\cdot p_k$", "$
 
 
 @styled
+@drawing("momentum/shares")
 def plot_score_terms(findings: dict) -> Figure:
     """Shares of the four terms in the variance of the scores, by layer, averaged over heads."""
     figure, (ax,) = new_figure(height=2.6)
@@ -205,6 +227,7 @@ def plot_score_terms(findings: dict) -> Figure:
 
 
 @styled
+@drawing("momentum/dc ac")
 def plot_dc_ac(findings: dict, stream: str = "keys", layer: int = 0) -> Figure:
     """What the shear does to constant and to changing content, plane by plane, and what the theorem predicts."""
     found = findings["momentum"]
@@ -239,6 +262,7 @@ def plot_dc_ac(findings: dict, stream: str = "keys", layer: int = 0) -> Figure:
 
 
 @styled
+@drawing("task")
 def plot_fourier(findings: dict, control: dict | None = None) -> Figure:
     """Fourier spectra of a model's tables and logits, and the accuracy that the strongest frequencies carry."""
     labels = list(findings["explained by top 5"])
@@ -254,18 +278,21 @@ def plot_fourier(findings: dict, control: dict | None = None) -> Figure:
             xlabel=f"frequency (turns in {findings['residues']} residues)",
             ylabel="share of energy",
         )
+        ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     ax = axes[len(labels)]
     for found, style in ((findings, TRAINED), (control, CONTROL)):
         if found is not None:
             ax.plot(list(found["accuracy by k"]), list(found["accuracy by k"].values()), **style)
-    if findings["task"].startswith("add"):
+    if findings["task"] == "add mod 113":
         # With the five strongest frequencies, arXiv 2603.05228.
         ax.plot([5], [0.999], "x", color="black", markersize=9, label="published (add mod 113)")
     ax.set_xticks(list(findings["accuracy by k"]))
     ax.axhline(findings["accuracy"], color="black", linewidth=0.6, linestyle=":", label="all frequencies")
     ax.set(title="accuracy of kept frequencies", xlabel="frequencies kept", ylabel="accuracy", ylim=(-0.02, 1.05))
     handles, names = (above + below for above, below in zip(*(a.get_legend_handles_labels() for a in (axes[0], ax))))
-    figure.legend(handles, names, loc="outside lower center", ncols=2)
-    for ax in axes[len(labels) + 1 :]:
-        ax.remove()
+    if len(axes) > len(labels) + 1:
+        axes[-1].axis("off")
+        axes[-1].legend(handles, names, loc="center")
+    else:
+        figure.legend(handles, names, loc="outside lower center", ncols=2)
     return figure

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from ..configuration_momentum import MomentumConfig
 from . import figures, figures_families, momentum
 from .reducers import HEAD_FIGURES
-from .sentences import number, opening, probability
+from .sentences import FAMILIES, PUBLISHED_BANKS, knows_its_texts, number, opening, probability
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,20 @@ def sheared_stream(found: dict) -> str:
     return "queries" if found["momentum"]["streams"] == "q" else "keys"
 
 
+def why_these_are_drawn(found: dict) -> str:
+    """Which layers and stream the filter's figures show, and why they are enough."""
+    stream, gammas = sheared_stream(found), found["momentum"]["gammas"]
+    layers = figures_families.distinct_layers(gammas)
+    other = "queries" if stream == "keys" else "keys"
+    alike = "sheared alike" if found["momentum"]["streams"] == "qk" else "not sheared"
+    said = f"Drawn: the {stream} ({other} are {alike}) of layer{'s'[: len(layers) > 1]} {', '.join(map(str, layers))}"
+    if len(set(gammas)) > len(layers):
+        said += " (the first few of different gammas)"
+    elif len(layers) < len(gammas):
+        said += ", since layers of one gamma are one filter"
+    return said + "; the numbers of all are in report.json."
+
+
 def momentum_section(found: dict) -> list[Picture]:
     stream = sheared_stream(found)
     layer = next((i for i, gamma in enumerate(found["momentum"]["gammas"]) if gamma != 0), 0)
@@ -124,13 +138,15 @@ def momentum_section(found: dict) -> list[Picture]:
         Picture(
             "bode",
             "Bode plot of the shear. Lines: H(w) = 1 + gamma (1 - e^(-jw)). Points: white noise put in the place of "
-            "the projections of the loaded model, and read where attention receives it.",
+            "the projections of the loaded model, and read where attention receives it; they scatter about the line, "
+            "as samples do. The deviation from the formula is measured with sinusoids, which do not (next figure): at "
+            f"most {found['momentum']['largest deviation']:.1g} in gain. {why_these_are_drawn(found)}",
             figures_families.plot_bode(found, stream),
         ),
         Picture(
             "planes",
             "Gain of each rotary plane for content of a given frequency: a shear after RoPE sees it at that "
-            "frequency plus the plane's own. Points: sinusoids through the loaded model.",
+            f"frequency plus the plane's own. Points: sinusoids through the loaded model, layer {layer}.",
             figures_families.plot_planes(found, stream, layer),
         ),
     ]
@@ -146,7 +162,7 @@ def momentum_section(found: dict) -> list[Picture]:
                 "dc_ac",
                 "Energy of the constant and of the changing part of the content, with over without the shear, by "
                 "rotary plane, and what the formula predicts; below, how much of what attention receives is "
-                "constant.",
+                "constant. The numbers of the other layers are in report.json.",
                 figures_families.plot_dc_ac(found, stream, layer),
             ),
         ]
@@ -157,14 +173,19 @@ def sections_of(found: dict, control: dict, others: Sequence[dict]) -> list[tupl
     """Titles and pictures of a report, in the order in which they are read."""
     sections = []
     if others and "loss" in found:
-        pictures = [
-            Picture("comparison", "Bits per byte of the same texts.", figures.plot_comparison([found, *others]))
-        ]
+        pictures = []
+        measured = [each for each in (found, *others) if knows_its_texts(each)]
+        if knows_its_texts(found) and len(measured) > 1:
+            caption = "Bits per byte of the same texts."
+            if len(measured) <= len(others):
+                caption += " Left out: models whose tokenizer does not know the texts."
+            pictures.append(Picture("comparison", caption, figures.plot_comparison(measured)))
         comparable = [found, *(other for other in others if other["same tokenizer"])]
         if len(comparable) > 1 and all("heads" in each for each in comparable):
             caption = "Every head of the models that share a tokenizer; the bar is the mean."
             pictures.append(Picture("head_comparison", caption, figures.plot_head_comparison(comparable)))
-        sections.append(("Beside others", pictures))
+        if pictures:
+            sections.append(("Beside others", pictures))
     if "prism" in found:
         sections.append(("Signal and noise", prism_section(found, control)))
     if "momentum" in found:
@@ -173,9 +194,9 @@ def sections_of(found: dict, control: dict, others: Sequence[dict]) -> list[tupl
         caption = (
             "Energy by frequency over the residues (of a product: over powers of a primitive root), frequency 0 left "
             "out, and the accuracy of the logits' strongest frequencies alone. The unembedding is read as the model "
-            "uses it: a bounded one with rows of equal length."
+            "uses it: a bounded one with rows of equal length. Of the logits the mean over all inputs is taken out."
         )
-        if found["task"].startswith("add"):
+        if found["task"] == "add mod 113":
             caption += (
                 " The cross is the accuracy that arXiv 2603.05228 gives for five frequencies of addition modulo 113: "
                 "99.9%."
@@ -206,7 +227,7 @@ def model_table(found: dict, control: dict, others: Sequence[dict]) -> dict:
     cells = [
         [
             each["name"] + suffix,
-            f"{each[key]['bits per byte']:.3f}",
+            f"{each[key]['bits per byte']:.3f}" if knows_its_texts(each) else "(unknown tokens)",
             number(each[key]["perplexity"]),
             f"{each['parameters']:,}",
             f"{each['tokens']:,}",
@@ -216,8 +237,24 @@ def model_table(found: dict, control: dict, others: Sequence[dict]) -> dict:
     return {"title": "Losses", "header": header, "rows": cells}
 
 
-# What arXiv 2601.15540 says of the banks, in words alone.
-PUBLISHED_BANKS = {"distance": "signal > noise", "centroid": "signal < noise"}
+def task_table(found: dict, control: dict, others: Sequence[dict]) -> dict:
+    """What all models answer of a task, and how much their five strongest frequencies hold of each table."""
+    top = len(found["top frequencies"])
+    count = found["residues"] // 2
+    labels = list(dict.fromkeys(label for each in (found, *others) for label in each["explained by top 5"]))
+    header = ["model", "family", "parameters", "right", f"with {top} frequencies", *labels]
+    rows = [
+        [each["name"], FAMILIES.get(each["family"], each["family"]), f"{each['parameters']:,}"]
+        + [f"{each['accuracy']:.1%}", f"{each['accuracy by k'][5]:.1%}"]
+        + [
+            f"{each['explained by top 5'][label]:.1%}" if label in each["explained by top 5"] else ""
+            for label in labels
+        ]
+        for each in (found, control, *others)
+    ]
+    equal = f"equal ones: {top / count:.0%}"
+    title = f"Answers to all pairs, and the variance that {top} of {count} frequencies hold ({equal})"
+    return {"title": title, "header": header, "rows": rows}
 
 
 def bank_table(found: dict, control: dict) -> dict:
@@ -320,8 +357,8 @@ def footer_text(found: dict) -> str:
         own = version("modeling-prism")
     except PackageNotFoundError:
         own = "(not installed)"
-    # Nothing is published of products.
-    published = "prism" in found or "momentum" in found or found.get("task", "").startswith("add")
+    # Of tasks modulo a number, only this has published figures.
+    published = "prism" in found or "momentum" in found or found.get("task") == "add mod 113"
     return (
         f"modeling_prism {own}, torch {torch.__version__}, transformers {transformers.__version__}. Every number is "
         "in report.json, every figure in figures/ as PNG and SVG, beside this page."
@@ -353,9 +390,13 @@ def write_report(found: dict, control: dict, out: str | Path, others: Sequence[d
     for other in others:
         notes += [f"{other['name']}: {note}" for note in other["notes"]]
         if not other["same tokenizer"]:
+            if strangers := [each["name"] for each in (found, other) if not knows_its_texts(each)]:
+                what = f"that of {' and that of '.join(strangers)} does not know the texts, so that neither bits per "
+                what += "byte nor maps of attention between tokens compare"
+            else:
+                what = "bits per byte compare, maps of attention between tokens do not"
             notes.append(
-                f"{other['name']} has another tokenizer than {found['name']}: bits per byte compare, maps of "
-                "attention between tokens do not, and its heads are left out."
+                f"{other['name']} has another tokenizer than {found['name']}: {what}, and its heads are left out."
             )
     sections = [
         {
@@ -367,6 +408,8 @@ def write_report(found: dict, control: dict, out: str | Path, others: Sequence[d
         for title, pictures in sections_of(found, control, others)
     ]
     tables = [model_table(found, control, others)] if "loss" in found else []
+    if "task" in found:
+        tables.append(task_table(found, control, others))
     if "banks" in found.get("prism", {}):
         tables.append(bank_table(found, control))
     if "prism" in found:

@@ -1,11 +1,14 @@
 """The sentences a report opens with, each computed from findings."""
 
+from .examine import MOST_UNKNOWN
 from .reducers import HEAD_FIGURES
 
 
 FAMILIES = {"prism": "Prism", "momentum": "Momentum", "spherical": "Spherical", "llama": "Llama", "gpt2": "GPT-2"}
 # A difference between banks counts as found below this p, a head as standing out this share above every untrained one.
 SIGNIFICANT, NOTABLE = 0.05, 0.05
+# What arXiv 2601.15540 says of the banks, in words alone.
+PUBLISHED_BANKS = {"distance": "signal > noise", "centroid": "signal < noise"}
 
 
 def number(value: float) -> str:
@@ -13,8 +16,24 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and its noun: 1 layer, 2 layers."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def probability(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+
+
+def knows_its_texts(findings: dict) -> bool:
+    """Whether a model's tokenizer knows the texts, so that its bits per byte are a measure."""
+    return findings.get("unknown tokens", 0) <= MOST_UNKNOWN
+
+
+def loss_of(findings: dict, key: str = "loss") -> tuple[float, str]:
+    """What a model needs, and the unit: bits per byte, or nats per token where bytes are no measure."""
+    unit = "bits per byte" if knows_its_texts(findings) else "nats per token"
+    return findings[key][unit], unit
 
 
 def what_it_is(findings: dict) -> str:
@@ -23,22 +42,26 @@ def what_it_is(findings: dict) -> str:
     size = f"{findings['name']} is a {family} model of {findings['parameters']:,} parameters"
     if "task" in findings:
         return (
-            f"{size}, read on all inputs of the task {findings['task']}: it answers {findings['accuracy']:.1%} right."
+            f"{size}, read on all inputs of the task {findings['task']}: of all pairs, those it was trained on "
+            f"included, it answers {findings['accuracy']:.1%} right."
         )
-    shape = f"{findings['layers']} layers"
+    shape = counted(findings["layers"], "layer")
     if "prism" in findings:
         H_S = findings["prism"]["signal heads"]
-        shape += f" of {H_S} signal and {findings['heads per layer'] - H_S} noise heads at lambda = "
+        shape += f" of {H_S} signal and {counted(findings['heads per layer'] - H_S, 'noise head')} at lambda = "
         shape += number(findings["prism"]["lambda"])
     elif findings["heads per layer"]:
-        shape += f" of {findings['heads per layer']} heads"
+        shape += f" of {counted(findings['heads per layer'], 'head')}"
     if "momentum" in findings:
         gammas = list(dict.fromkeys(findings["momentum"]["gammas"]))
         shape += " at gamma = " + ", ".join(map(number, gammas))
-    return (
-        f"{size} ({shape}); on {findings['texts']} texts of {findings['tokens']:,} tokens it needs "
-        f"{findings['loss']['bits per byte']:.3f} bits per byte."
-    )
+    loss, unit = loss_of(findings)
+    read = f"{counted(findings['texts'], 'text')} of {counted(findings['tokens'], 'token')}"
+    said = f"{size} ({shape}); on {read} it needs {loss:.3f} {unit}"
+    if not knows_its_texts(findings):
+        share = f"{findings['unknown tokens']:.0%}"
+        said += f"; its tokenizer does not know {share} of these tokens, so that bits per byte say nothing"
+    return said + "."
 
 
 def strongest_bank_figure(findings: dict) -> str | None:
@@ -65,6 +88,16 @@ def strongest_head(findings: dict, control: dict) -> tuple[str, int, int, float,
     return best
 
 
+def beside_published(name: str, split: dict) -> str:
+    """Whether a difference between banks has the published direction; nothing where none is published."""
+    if name not in PUBLISHED_BANKS or split["signal"] == split["noise"]:
+        return ""
+    found = "signal > noise" if split["signal"] > split["noise"] else "signal < noise"
+    if found == PUBLISHED_BANKS[name]:
+        return ", as published"
+    return f", the reverse of what is published ({PUBLISHED_BANKS[name]}, arXiv 2601.15540)"
+
+
 ATTENDS = {
     "sink": "to the first token",
     "self": "to the token itself",
@@ -80,9 +113,11 @@ def what_stands_out(findings: dict, control: dict) -> str:
         top, right = findings["top frequencies"], findings["accuracy by k"][5]
         where = " where no factor is 0" if findings["task"].startswith("multiply") else ""
         shares = [findings[label][top].sum().item() for label in ("logits", "embedding")]
+        count = len(findings["logits"]) - 1
         return (
             f"Its logits' strongest frequencies ({', '.join(map(str, top))}) hold {shares[0]:.1%} of their variance "
-            f"and {shares[1]:.1%} of the embedding's; with these alone it answers {right:.1%} right{where}."
+            f"between inputs and {shares[1]:.1%} of the embedding's, where {len(top)} of {count} equal ones hold "
+            f"{len(top) / count:.0%}; with these alone it answers {right:.1%} right{where}."
         )
     if "prism" in findings and "banks" in findings["prism"]:
         name = strongest_bank_figure(findings)
@@ -94,7 +129,7 @@ def what_stands_out(findings: dict, control: dict) -> str:
         return (
             f"What tells its banks apart most is {figure_name(name)}: {number(split['signal'])}{unit} in signal heads "
             f"and {number(split['noise'])}{unit} in noise heads (Cliff's delta {split['cliffs_delta']:+.2f}, adjusted "
-            f"{probability(split['adjusted_p'])})."
+            f"{probability(split['adjusted_p'])}){beside_published(name, split)}."
         )
     if "shares" in findings.get("momentum", {}):
         found = findings["momentum"]
@@ -136,13 +171,14 @@ def figure_name(name: str) -> str:
 def what_the_control_says(findings: dict, control: dict) -> str:
     """The same figures of an untrained copy, and of the same weights with the mechanism off."""
     if "task" in findings:
+        top, count = len(control["top frequencies"]), len(control["logits"]) - 1
         return (
-            f"An untrained copy answers {control['accuracy']:.1%} right, and its logits' "
-            f"{len(control['top frequencies'])} strongest frequencies hold "
-            f"{control['explained by top 5']['logits']:.1%} of their variance."
+            f"An untrained copy answers {control['accuracy']:.1%} right, and its logits' {top} strongest frequencies "
+            f"hold {control['explained by top 5']['logits']:.1%} of their variance between inputs ({top} of {count} "
+            f"equal ones: {top / count:.0%})."
         )
-    bits = control["loss"]["bits per byte"]
-    said = f"An untrained copy of the same config needs {bits:.3f} bits per byte"
+    loss, unit = loss_of(control)
+    said = f"An untrained copy of the same config needs {loss:.3f} {unit}"
     if "prism" in findings and "banks" in findings["prism"] and "banks" in control["prism"]:
         name = strongest_bank_figure(findings)
         if name is not None and name in control["prism"]["banks"]:
@@ -153,7 +189,7 @@ def what_the_control_says(findings: dict, control: dict) -> str:
                 f"{number(gap)} (delta {untrained['cliffs_delta']:+.2f}): {verdict(gap, before)}"
             )
     if "loss with the mechanism off" in findings:
-        off = findings["loss with the mechanism off"]["bits per byte"]
+        off, _ = loss_of(findings, "loss with the mechanism off")
         parameter = "lambda" if "prism" in findings else "gamma"
         said += f"; the trained weights at {parameter} = 0 need {off:.3f}"
     return said + "."
