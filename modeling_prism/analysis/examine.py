@@ -4,7 +4,6 @@ tensors that figures and report read.
 """
 
 import contextlib
-import copy
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -14,17 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from . import prism, reducers, spherical
 from .collect import SHORTEST, Batch, collect_windows, cut_texts, plan_length, prepared
 from .measures import measure_momentum, measure_prism, measure_repeats, mechanism_off
-
-
-def untrained_copy(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
-    """
-    A model of the same config with new random weights, on the same device: what architecture alone does. With the seed
-    of its training, these are the weights it began with.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        copied = type(model)(copy.deepcopy(model.config))
-    return copied.to(model.device, model.dtype).eval()
 
 
 def context_length(model: PreTrainedModel, longest: int = 256) -> int:
