@@ -128,16 +128,26 @@ def test_texts_too_short_for_maps():
 
 
 class Recording:
-    """Notes the shape of every batch; `capacity` tokens fit into its memory."""
+    """Notes the shape of every batch."""
 
-    def __init__(self, capacity=10**9, message="[enforce fail] DefaultCPUAllocator: not enough memory: you tried"):
-        self.shapes, self.capacity, self.message = [], capacity, message
+    def __init__(self):
+        self.shapes = []
 
     def __call__(self, batch):
-        if batch.input_ids.numel() > self.capacity:
-            raise RuntimeError(self.message)
         self.shapes.append(tuple(batch.input_ids.shape))
         return {"rows": torch.bincount(batch.rows, minlength=8)}
+
+
+def of_capacity(num_tokens, device="cpu"):
+    """A model that asks the allocator for 4 PB, more than a process can address, when it is given more tokens."""
+
+    def ask(module, args, kwargs):
+        if kwargs["input_ids"].numel() > num_tokens:
+            torch.empty(10**15, device=device)
+
+    model = llama().to(device)
+    model.register_forward_pre_hook(ask, with_kwargs=True)
+    return model
 
 
 def test_the_budget_sets_the_batch():
@@ -149,18 +159,34 @@ def test_the_budget_sets_the_batch():
         assert max(shape[0] for shape in recording.shapes) == fitting
 
 
-def test_too_little_memory_halves_the_batch_and_says_so():
-    recording = Recording(capacity=3 * 32)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_too_little_memory_halves_the_batch_and_says_so(device):
+    recording, windows = Recording(), [random_ids(32)] * 8
     with pytest.warns(UserWarning, match="Out of memory with . windows a batch") as warned:
-        sums = collect.collect_windows(llama(), [random_ids(32)] * 8, [recording], progress=False)
+        sums = collect.collect_windows(of_capacity(3 * 32, device), windows, [recording], progress=False)
     assert [str(warning.message).split()[-1] for warning in warned] == ["4.", "2."]
     # Every window counts once, those of the failed batches too.
     assert torch.equal(sums["rows"], torch.ones(8).double())
     assert recording.shapes == [(2, 32)] * 4
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="does not fit the memory.*max_length"):
-        collect.collect_windows(llama(), [random_ids(32)] * 8, [Recording(capacity=31)], progress=False)
+        collect.collect_windows(of_capacity(31, device), windows, [recording], progress=False)
+
+
+def test_other_errors_are_not_taken_for_too_little_memory():
+    def fail(batch):
+        raise RuntimeError("something else")
+
     with pytest.raises(RuntimeError, match="something else"):
-        collect.collect_windows(llama(), [random_ids(32)], [Recording(0, "something else")], progress=False)
+        collect.collect_windows(llama(), [random_ids(32)] * 2, [fail], progress=False)
+    # torch's texts, as the platforms that these tests do not run on have them.
+    for text in (
+        "not enough memory: you tried to allocate 8 bytes.",
+        "can't allocate memory: you tried to allocate 8",
+    ):
+        assert collect.is_out_of_memory(RuntimeError(f"[enforce fail at alloc_cpu.cpp] . DefaultCPUAllocator: {text}"))
 
 
 def test_too_small_a_budget_cuts_the_texts_shorter_and_says_so():

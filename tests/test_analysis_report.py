@@ -32,7 +32,15 @@ from modeling_prism import (
     SphericalForCausalLM,
 )
 from modeling_prism.analysis import __main__ as command
-from modeling_prism.analysis import examine, figures, figures_families, report, sentences, untrained_copy
+from modeling_prism.analysis import (
+    examine,
+    examine_untrained,
+    figures,
+    figures_families,
+    report,
+    sentences,
+    untrained_copy,
+)
 from modeling_prism.analysis.examine import unknown_tokens
 from modeling_prism.analysis.measures import measure_momentum, mechanism_off
 from training.data import train_tokenizer
@@ -142,8 +150,10 @@ def test_every_family_shows_what_applies(model, reports):
     assert f"{numbers['model']['loss']['bits per byte']:.3f}" in numbers["opening"][0]
     assert f"{numbers['control']['loss']['bits per byte']:.3f}" in numbers["opening"][2]
     # Nothing was trained here, so that nothing may stand out.
-    if model in ("llama", "gpt2"):
-        assert numbers["opening"][1].startswith("No head stands out")
+    if model in ("llama", "gpt2", "prism"):
+        assert numbers["opening"][1].startswith(
+            "No head stands out" if model != "prism" else "No figure of heads tells"
+        )
     if model == "mamba":
         assert any("MambaForCausalLM gives no attention maps" in note for note in numbers["notes"])
         assert "MambaForCausalLM gives no attention maps" in page
@@ -314,6 +324,10 @@ def test_windows_are_cut_to_the_context(folder, tmp_path, undrawn):
         ),
         (["residues", "--modulus", "19", "--out", "x"], "'19' as token 19 where the task has '='.*`--modulus 23`"),
         (["residues", "--modulus", "29", "--out", "x"], "'=' as token 23 where the task has '23'.*`--modulus 23`"),
+        (
+            ["llama", "--texts", "texts.txt", "--out", "x", "--control_copies", "0"],
+            "`control_copies` must be at least 1",
+        ),
     ],
 )
 def test_bad_input_is_named_before_any_work(arguments, message, folder, residues, monkeypatch):
@@ -511,6 +525,8 @@ def prism_findings(bits=1.0, **banks):
 
 def test_what_stands_out_is_the_largest_difference_that_is_no_accident():
     found = prism_findings(distance=split(9.0, 3.0, 0.6, 0.01), entropy=split(1.0, 2.0, -0.9, 0.2))
+    # As certain as can be, and too small to speak of.
+    found["prism"]["banks"] |= {"sink": split(0.1, 0.06, 1.0, 1e-4), "centroid": split(0.1, 0.0951, 1.0, 1e-4)}
     said = sentences.what_stands_out(found, found)
     assert "the mean distance of attention: 9 tokens in signal heads and 3 tokens in noise" in said and "0.60" in said
     nothing = prism_findings(distance=split(9.0, 3.0, 0.6, 0.3))
@@ -535,19 +551,76 @@ def test_what_stands_out_is_laid_beside_what_is_published(name, signal, noise, e
 
 
 @pytest.mark.parametrize(
-    "before, verdict",
+    "copies, verdict",
     [
-        ((6.0, 6.1), "training made it"),
-        ((8.9, 3.0), "it is built in, not learned"),
-        ((6.0, 3.0), "50% of it is built in, training added the rest"),
-        ((3.0, 6.0), "training turned it round"),
+        ((0.1, -0.1, 0.2, -0.2, 0.0), "training made it"),
+        ((5.81, 5.8, 5.79, 5.8, 5.8), "it is built in, not learned"),
+        ((3.1, 2.9, 3.2, 2.8, 3.0), "50% of it is built in, training added the rest"),
+        ((-3.1, -2.9, -3.2, -2.8, -3.0), "training turned it round"),
+        ((9.1, 8.9, 9.2, 8.8, 9.0), "it is built in, and training made it smaller"),
+        ((5.0, 7.0, 6.5, 4.0, 7.5), "training changed it by no more than untrained copies vary"),
+        # On one side of 0, and of one size with how far they vary.
+        ((1.0, 3.0, 2.0, 0.5, 4.0), "training changed it by no more than untrained copies vary"),
+        ((-0.9, -0.1, 0.1, -0.8, -0.3), "training made it"),
+        ((0.0,), "a single one does not tell what training did"),
     ],
 )
-def test_the_control_decides_what_training_did(before, verdict):
+def test_the_copies_decide_what_training_did(copies, verdict):
     found = prism_findings(distance=split(9.0, 3.0, 0.6, 0.01))
-    control = prism_findings(bits=2.5, distance=split(*before, 0.1, 0.5))
+    control = prism_findings(bits=2.5)
+    control["heads"] = {"distance": torch.zeros(3, 4)}
+    control["copies"] = [{"distance": torch.tensor([[3.0 + gap, 3.0 + gap, 3.0, 3.0]])} for gap in copies]
     said = sentences.what_the_control_says(found, control)
-    assert verdict in said and "2.500 bits per byte" in said
+    assert f"instead of 6: {verdict}" in said and "2.500 bits per byte" in said
+    assert f"in {len(copies)} of them" in said
+    # The copy that is measured in full is one alone.
+    del control["copies"]
+    assert "is 0 instead of 6: a single one does not tell" in sentences.what_the_control_says(found, control)
+
+
+UNTRAINED = {
+    "prism": lambda: PrismForCausalLM(PrismConfig(**SIZES, num_attention_heads=8, max_position_embeddings=64)),
+    # Sharper attention, whose heads differ more, and whose bases alone set the banks apart.
+    "sharp prism": lambda: PrismForCausalLM(
+        PrismConfig(**SIZES, num_attention_heads=8, max_position_embeddings=64, initializer_range=0.1)
+    ),
+    "spherical": lambda: SphericalForCausalLM(
+        SphericalConfig(**SIZES, num_attention_heads=4, max_position_embeddings=64)
+    ),
+    "llama": lambda: make_models()["llama"],
+}
+
+
+def openings(model, folder):
+    """The opening of a report on a model, beside its untrained copies."""
+    tokenizer = command.load_tokenizer(str(folder / "prism"), command.AnalysisArguments(out="", texts="x"))
+    texts = command.read_texts(folder / "texts.txt", 4)
+    options = {"max_length": 40, "progress": False}
+    found = examine(model.eval(), tokenizer, texts, **options)
+    return sentences.opening(found, examine_untrained(model, tokenizer, texts, **options))
+
+
+@pytest.mark.parametrize("kind", UNTRAINED)
+def test_nothing_is_credited_to_training_that_never_was(kind, folder):
+    for seed in range(100, 105):
+        torch.manual_seed(seed)
+        _, stands_out, control = openings(UNTRAINED[kind](), folder)
+        assert stands_out.startswith("No ") or "banks" in stands_out, stands_out
+        if "between banks" in control:
+            assert "no more than untrained copies vary" in control or "built in, not learned" in control, control
+
+
+def test_banks_that_do_differ_are_credited_to_training(folder):
+    """Noise heads whose scores are a hundred times as large: with queries equal to keys, they look at themselves."""
+    torch.manual_seed(100)
+    model = UNTRAINED["prism"]()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            dictionary = layer.self_attn.dictionary.weight
+            dictionary[len(dictionary) * model.config.num_signal_heads // 8 :] *= 10
+    _, stands_out, control = openings(model, folder)
+    assert stands_out.startswith("What tells its banks apart most is")
+    assert "in 5 of them the difference between banks" in control and "training made it" in control
 
 
 def test_the_strongest_head_is_the_one_farthest_from_the_control():

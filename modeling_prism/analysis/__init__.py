@@ -25,7 +25,8 @@ if missing := [name for name in ("matplotlib", "numpy", "scipy") if find_spec(na
 
 from . import heads, momentum, prism, representations, response, spherical  # noqa: E402
 from .collect import collect_windows, cut_texts  # noqa: E402
-from .examine import examine, examine_cyclic, untrained_copy  # noqa: E402
+from .control import examine_untrained, untrained_copy  # noqa: E402
+from .examine import examine, examine_cyclic  # noqa: E402
 from .heads import prefix_matching_score, random_repeats  # noqa: E402
 
 
@@ -34,6 +35,7 @@ __all__ = [
     "cut_texts",
     "examine",
     "examine_cyclic",
+    "examine_untrained",
     "heads",
     "momentum",
     "prefix_matching_score",

@@ -23,7 +23,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .examine import check_length, context_length, examine, examine_cyclic, read_windows, untrained_copy
+from .control import examine_untrained, untrained_copy
+from .examine import check_length, context_length, examine, examine_cyclic, read_windows
 from .report import write_report
 from .spherical import check_modulus
 
@@ -51,6 +52,12 @@ class AnalysisArguments:
     )
     memory_budget: float = field(default=1.0, metadata={"help": "GiB for the activations of a batch."})
     control_seed: int = field(default=0, metadata={"help": "Seed of the untrained copy that is measured beside."})
+    control_copies: int = field(
+        default=5,
+        metadata={
+            "help": "Untrained copies, of seeds from there on, whose heads show how far models differ untrained."
+        },
+    )
     device: str = field(default="auto", metadata={"help": "'cpu', 'cuda', ...; 'auto' takes CUDA if it can."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that a model folder brings along."})
 
@@ -61,6 +68,8 @@ class AnalysisArguments:
             raise ValueError(f"`num_texts` must be at least 1, got {self.num_texts}.")
         if not self.memory_budget > 0:
             raise ValueError(f"`memory_budget` (GiB) must be above 0, got {self.memory_budget}.")
+        if self.control_copies < 1:
+            raise ValueError(f"`control_copies` must be at least 1, got {self.control_copies}.")
         if self.max_length is not None:
             check_length(self.max_length)
         if self.modulus is not None:
@@ -206,8 +215,8 @@ def analyse(name: str, arguments: AnalysisArguments) -> Path:
     tokenizer = load_tokenizer(name, arguments)
     options = {"max_length": arguments.max_length, "memory_budget": int(arguments.memory_budget * 2**30)}
     found = examine(model, tokenizer, texts, name=names[0], **options)
-    model = untrained_copy(model, arguments.control_seed)
-    control = examine(model, tokenizer, texts, name="untrained copy", **options)
+    copies = {"seed": arguments.control_seed, "num_copies": arguments.control_copies}
+    control = examine_untrained(model, tokenizer, texts, **copies, **options)
     others = []
     for other, shown in zip(arguments.compare, names[1:]):
         model, its_own = load_model(other, arguments), load_tokenizer(other, arguments)

@@ -161,8 +161,9 @@ def run_batch(model: PreTrainedModel, windows: Sequence[Tensor], rows: Sequence[
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """CUDA's error has a class of its own, the CPU's only a text."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    """CUDA's error has a class of its own, the CPU's only a text: the first on Linux, the second on Windows."""
+    texts = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
 
 
 def collect_windows(

@@ -4,7 +4,6 @@ tensors that figures and report read.
 """
 
 import contextlib
-import copy
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -18,17 +17,6 @@ from .measures import SHORTEST_REPEAT, measure_momentum, measure_prism, measure_
 
 # A larger share of unknown tokens makes bits per byte meaningless: all such words cost what their one token does.
 MOST_UNKNOWN = 0.01
-
-
-def untrained_copy(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
-    """
-    A model of the same config with new random weights, on the same device: what architecture alone does. With the seed
-    of its training, these are the weights it began with.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        copied = type(model)(copy.deepcopy(model.config))
-    return copied.to(model.device, model.dtype).eval()
 
 
 def context_length(model: PreTrainedModel, longest: int = 256) -> int:

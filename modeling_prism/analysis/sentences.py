@@ -1,11 +1,18 @@
 """The sentences a report opens with, each computed from findings."""
 
+import math
+import statistics
+from collections.abc import Sequence
+
+import scipy.stats
+
 from .examine import MOST_UNKNOWN
 from .reducers import HEAD_FIGURES
 
 
 FAMILIES = {"prism": "Prism", "momentum": "Momentum", "spherical": "Spherical", "llama": "Llama", "gpt2": "GPT-2"}
-# A difference between banks counts as found below this p, a head as standing out this share above every untrained one.
+# A difference between banks counts as found below this p and from this size on: of all attention where the figure is a
+# share of it, else of the larger mean. A head stands out by this share above every untrained one.
 SIGNIFICANT, NOTABLE = 0.05, 0.05
 # What arXiv 2601.15540 says of the banks, in words alone.
 PUBLISHED_BANKS = {"distance": "signal > noise", "centroid": "signal < noise"}
@@ -65,16 +72,25 @@ def what_it_is(findings: dict) -> str:
 
 
 def strongest_bank_figure(findings: dict) -> str | None:
-    """The head figure that tells Prism's banks apart most, if any does at p < 0.05 (adjusted)."""
+    """The head figure that tells Prism's banks apart most, if any does at adjusted p < 0.05 and by a notable size."""
     banks = findings["prism"].get("banks", {})
-    found = [name for name in banks if banks[name]["adjusted_p"] < SIGNIFICANT]
+    found = [
+        name
+        for name, split in banks.items()
+        if split["adjusted_p"] < SIGNIFICANT and abs(split["signal"] - split["noise"]) > least_notable(name, split)
+    ]
     return max(found, key=lambda name: abs(banks[name]["cliffs_delta"]), default=None)
+
+
+def least_notable(name: str, split: dict) -> float:
+    """The smallest difference in a head figure to speak of, in its unit."""
+    return NOTABLE * (1 if HEAD_FIGURES[name] == "share" else max(abs(split["signal"]), abs(split["noise"])))
 
 
 def strongest_head(findings: dict, control: dict) -> tuple[str, int, int, float, float] | None:
     """
-    The head farthest above every head of the control in a share of attention (to the first token, to itself, ...):
-    figure, layer, head, its share, and the largest share of any head of the control.
+    The head farthest above every head of the untrained copies in a share of attention (to the first token, to itself,
+    ...): figure, layer, head, its share, and the largest share of any head of theirs.
     """
     best = None
     for name, unit in HEAD_FIGURES.items():
@@ -82,7 +98,8 @@ def strongest_head(findings: dict, control: dict) -> tuple[str, int, int, float,
             continue
         values = findings["heads"][name]
         layer, head = divmod(int(values.argmax()), values.shape[1])
-        share, usual = values.max().item(), control["heads"][name].max().item()
+        share = values.max().item()
+        usual = max(heads[name].max().item() for heads in (control["heads"], *copies_of(control, name)))
         if best is None or share - usual > best[3] - best[4]:
             best = (name, layer, head, share, usual)
     return best
@@ -123,7 +140,10 @@ def what_stands_out(findings: dict, control: dict) -> str:
         name = strongest_bank_figure(findings)
         if name is None:
             least = probability(min(split["adjusted_p"] for split in findings["prism"]["banks"].values()))
-            return f"No figure of heads tells its signal heads from its noise heads (smallest adjusted {least})."
+            return (
+                "No figure of heads tells its signal heads from its noise heads: none differs by more than "
+                f"{NOTABLE:.0%} at an adjusted p < {SIGNIFICANT} (the smallest is {least})."
+            )
         split, unit = findings["prism"]["banks"][name], HEAD_FIGURES[name]
         unit = "" if unit == "share" else f" {unit}"
         return (
@@ -143,12 +163,12 @@ def what_stands_out(findings: dict, control: dict) -> str:
         if share - usual > NOTABLE:
             return (
                 f"Head {head} of layer {layer} gives {share:.0%} of its attention {ATTENDS[name]}, where no head of "
-                f"an untrained copy gives more than {usual:.0%}: the largest such distance of all kinds of attention "
+                f"untrained copies gives more than {usual:.0%}: the largest such distance of all kinds of attention "
                 "looked for."
             )
         return (
             "No head stands out: none gives the first, the same, the previous, an equal or a matching token "
-            f"{NOTABLE:.0%} more of its attention than the heads of an untrained copy do."
+            f"{NOTABLE:.0%} more of its attention than the heads of untrained copies do."
         )
     ranks = findings["residual"]["effective rank"]
     before, after = number(ranks[0].item()), number(ranks[-1].item())
@@ -179,15 +199,16 @@ def what_the_control_says(findings: dict, control: dict) -> str:
         )
     loss, unit = loss_of(control)
     said = f"An untrained copy of the same config needs {loss:.3f} {unit}"
-    if "prism" in findings and "banks" in findings["prism"] and "banks" in control["prism"]:
-        name = strongest_bank_figure(findings)
-        if name is not None and name in control["prism"]["banks"]:
-            trained, untrained = (found["prism"]["banks"][name] for found in (findings, control))
-            gap, before = (split["signal"] - split["noise"] for split in (trained, untrained))
-            said += (
-                f", and there the difference between banks (signal less noise) is {number(before)} instead of "
-                f"{number(gap)} (delta {untrained['cliffs_delta']:+.2f}): {verdict(gap, before)}"
-            )
+    name = strongest_bank_figure(findings) if "prism" in findings else None
+    if name is not None and "heads" in control:
+        split = findings["prism"]["banks"][name]
+        gap, before = split["signal"] - split["noise"], bank_gaps(control, name)
+        least, most = number(min(before)), number(max(before))
+        said += (
+            f", and in {len(before)} of them the difference between banks (signal less noise) is "
+            f"{least if least == most else f'{least} to {most}'} instead of {number(gap)}: "
+            f"{verdict(gap, before, least_notable(name, split))}"
+        )
     if "loss with the mechanism off" in findings:
         off, _ = loss_of(findings, "loss with the mechanism off")
         parameter = "lambda" if "prism" in findings else "gamma"
@@ -195,15 +216,45 @@ def what_the_control_says(findings: dict, control: dict) -> str:
     return said + "."
 
 
-def verdict(gap: float, before: float) -> str:
-    """Whether a difference was there before training, by its size."""
-    if gap * before < 0 and abs(before) > 0.1 * abs(gap):
+def copies_of(control: dict, name: str) -> list[dict]:
+    """The heads of the untrained copies that have this figure: a figure needs its texts, and copies read a few."""
+    return [heads for heads in control.get("copies", []) if name in heads]
+
+
+def bank_gaps(control: dict, name: str) -> list[float]:
+    """Mean of signal less noise heads in each untrained copy; where copies were not measured, of the control alone."""
+    H_S = control["prism"]["signal heads"]
+    figures = [heads[name] for heads in copies_of(control, name) or [control["heads"]]]
+    return [(figure[:, :H_S].mean() - figure[:, H_S:].mean()).item() for figure in figures]
+
+
+def verdict(gap: float, before: Sequence[float], least: float) -> str:
+    """
+    Whether a difference was there before training.
+
+    Args:
+        gap: of the trained model.
+        before: of untrained copies.
+        least: the smallest change to speak of.
+    """
+    if len(before) < 2:
+        return "a single one does not tell what training did"
+    mean, error = statistics.fmean(before), statistics.stdev(before) / math.sqrt(len(before))
+    # The interval in which one more untrained copy would lie. It is widened (Bonferroni): the figure was chosen out of
+    # all, for being large in this model.
+    t = scipy.stats.t.ppf(1 - SIGNIFICANT / len(HEAD_FIGURES) / 2, len(before) - 1)
+    if abs(gap - mean) <= t * error * math.sqrt(len(before) + 1):
+        return "training changed it by no more than untrained copies vary"
+    if abs(gap - mean) <= least:
+        return "it is built in, not learned"
+    # What architecture builds in is what the copies have in common.
+    share = mean / gap if abs(mean) > t * error else 0.0
+    if share < -0.1:
         return "training turned it round"
-    share = before / gap
     if share < 0.1:
         return "training made it"
-    if share > 0.9:
-        return "it is built in, not learned"
+    if share > 1:
+        return "it is built in, and training made it smaller"
     return f"{share:.0%} of it is built in, training added the rest"
 
 
