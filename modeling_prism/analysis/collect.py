@@ -65,19 +65,30 @@ def cut_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_leng
     return windows, num_bytes
 
 
-def bytes_per_window(model: PreTrainedModel, length: int, attentions: bool = True) -> int:
-    """An estimate, rather high, of what a forward pass and its reduction allocate for a window of `length` tokens."""
+def bytes_per_window(
+    model: PreTrainedModel, length: int, attentions: bool = True, max_length: int | None = None
+) -> int:
+    """
+    An estimate, rather high, of what a forward pass and its reduction allocate for a window of `length` tokens.
+
+    `max_length` (default `length`) is that of the longest window: spectra have its resolution.
+    """
     config = model.config.get_text_config()
     size = torch.finfo(model.dtype).bits // 8
-    hidden = (config.num_hidden_layers + 1) * length * config.hidden_size * size + 8 * length * config.hidden_size
+    # All states, and all of them in fp64; of two layers what their angle is made of, six fp64 copies.
+    hidden = length * config.hidden_size * ((config.num_hidden_layers + 1) * (size + 8) + 6 * 8)
     # The logits, in their own precision and twice in fp32.
     logits = length * config.vocab_size * (size + 8)
     if not attentions:
         return hidden + logits
-    # All maps in the model's precision; of one layer, scores and softmax, and in the reduction six fp32 copies.
     num_heads = getattr(config, "num_attention_heads", None) or 1
-    maps = num_heads * length**2 * (config.num_hidden_layers * size + 2 * size + 24)
-    return hidden + logits + maps
+    # All maps in the model's precision; of one layer, scores and softmax, and in the reduction four fp32 copies: the
+    # map, what is gathered by lag, and what a sum over it takes.
+    maps = length * (config.num_hidden_layers * size + 2 * size + 4 * 4)
+    # A spectrum has half as many points, as a complex number, its magnitude and the square: 8 + 4 + 4 bytes each; and
+    # the map is padded to its resolution.
+    spectra = (max_length or length) * (16 // 2 + 4)
+    return hidden + logits + num_heads * length * (maps + spectra)
 
 
 def plan_length(model: PreTrainedModel, max_length: int, memory_budget: int, attentions: bool = True) -> int:
@@ -202,7 +213,8 @@ def collect_windows(
     done = 0
     with prepared(model, attentions), tqdm(total=len(order), desc="Reading", disable=not progress) as bar:
         while done < len(order):
-            fitting = memory_budget // bytes_per_window(model, len(windows[order[done]]), attentions)
+            window_bytes = bytes_per_window(model, len(windows[order[done]]), attentions, len(windows[order[0]]))
+            fitting = memory_budget // window_bytes
             rows = order[done : done + max(1, min(limit, fitting))]
             parts: list[dict[str, Tensor]] = []
             try:
