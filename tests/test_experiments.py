@@ -184,7 +184,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_stopped(name, stop, tmp_path):
 
 
 SLEEPER = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from training.experiments.small_runs import run_jobs
 
@@ -193,6 +193,8 @@ def sleep(job, stem):
     time.sleep(600)
 
 if __name__ == "__main__":
+    # As at a terminal, also where the tests run in the background of a script, which takes Ctrl-C from them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     run_jobs(sleep, {"only": 0}, Path(sys.argv[1]), {}, 1)
 """
 
