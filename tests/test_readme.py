@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from transformers import HfArgumentParser, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from modeling_prism import PrismConfig, PrismForCausalLM
+from modeling_prism import PrismConfig, PrismForCausalLM, SphericalConfig, SphericalForCausalLM
 from modeling_prism.analysis import __main__ as analysis
 from training import bindings, tell
 from training.data import DataArguments, load_texts, train_tokenizer
 from training.experiments import small_runs
 from training.experiments.grokking import run as grokking
+from training.tasks.arithmetic import make_tokenizer
 from training.tasks.stories import tell as tell_story
 
 
@@ -55,7 +56,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A stand-in for outputs/quickstart and outputs/llama: tiny models, the first with its tokenizer."""
+    """Stand-ins for outputs/quickstart, outputs/llama and outputs/modulo_23: tiny models with their tokenizers."""
     folder = tmp_path_factory.mktemp("outputs")
     texts = load_texts(DataArguments(num_train_stories=50, num_validation_stories=1))
     tokenizer: PreTrainedTokenizerFast = train_tokenizer(texts["train"], 400)
@@ -65,6 +66,9 @@ def trained(tmp_path_factory):
     tokenizer.save_pretrained(folder / "quickstart")
     LlamaForCausalLM(LlamaConfig(vocab_size=400, **sizes, **ids)).save_pretrained(folder / "llama")
     tokenizer.save_pretrained(folder / "llama")
+    spherical = SphericalConfig(vocab_size=24, max_position_embeddings=3, hidden_size=32, num_attention_heads=4)
+    SphericalForCausalLM(spherical).save_pretrained(folder / "modulo_23")
+    make_tokenizer("addition", 23).save_pretrained(folder / "modulo_23")
     return folder
 
 
@@ -176,7 +180,8 @@ def test_the_report_is_written(command, trained, tmp_path, monkeypatch):
     (tmp_path / "outputs").symlink_to(trained)
     (tmp_path / "stories.txt").write_text("<|endoftext|>".join(tell_story(seed).text for seed in range(3)))
     page = analysis.main([*command.split(), "--max_length", "32"])
-    assert page.resolve() == (tmp_path / "report" / "report.html").resolve() and page.stat().st_size > 100_000
+    out = tmp_path / command.partition("--out ")[2].split()[0]
+    assert page.resolve() == (out / "report.html").resolve() and page.stat().st_size > 100_000
 
 
 def test_there_is_something_to_run():
