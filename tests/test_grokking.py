@@ -215,8 +215,9 @@ def test_command_writes_tables_and_goes_on(tmp_path, monkeypatch, capsys, in_thi
 def test_results_of_other_seeds_are_kept_and_other_settings_refused(tmp_path, in_this_process):
     def go(seeds, **options):
         command = {
-            "modulus": 7, "train_fraction": 0.7, "max_epochs": 5, "jobs": 1, "arms": "sphere", "seeds": seeds,
-            "output_dir": tmp_path / f"runs-{seeds[0]}{seeds[-1]}", "results_dir": tmp_path / "results", **options,
+            "modulus": 7, "train_fraction": 0.7, "max_epochs": 5, "eval_epochs": 1, "jobs": 1, "arms": "sphere",
+            "seeds": seeds, "output_dir": tmp_path / f"runs-{seeds[0]}{seeds[-1]}",
+            "results_dir": tmp_path / "results", **options,
         }  # fmt: skip
         run.main([word for key, value in command.items() for word in (f"--{key}", *str(value).split())])
         (file,) = (tmp_path / "results").rglob("sphere.jsonl")
@@ -227,10 +228,13 @@ def test_results_of_other_seeds_are_kept_and_other_settings_refused(tmp_path, in
     assert first[0]["settings"]["max_epochs"] == 5 and first[0]["settings"]["test_onset"] == 0.95
     both = go("2")
     assert [row["seed"] for row in both] == [1, 2, 3] and [both[0], both[2]] == first
-    with pytest.raises(ValueError, match=r"sphere.jsonl holds seed 1 under .*'max_epochs': \(5, 6\).*--results_dir"):
-        go("1 2 3", max_epochs=6, output_dir=tmp_path / "nowhere")
+    for change in ({"max_epochs": 4}, {"eval_epochs": 5}):
+        with pytest.raises(ValueError, match=f"sphere.jsonl holds seed 1 under .*'{[*change][0]}': .*--results_dir"):
+            go("1 2 3", **change, output_dir=tmp_path / "nowhere")
     # Before any work.
     assert not (tmp_path / "nowhere").exists()
+    # The command as it is written where nothing else is said goes on from what is stored.
+    assert [row["settings"]["max_epochs"] for row in go("2", max_epochs=6, output_dir=tmp_path / "more")] == [5, 6, 5]
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1])

@@ -273,13 +273,16 @@ def run_arm(arguments: GrokkingArguments, arm: str, stem: Path) -> list[dict]:
 
 
 def kept_rows(arguments: GrokkingArguments, file: Path) -> list[dict]:
-    """What `file` holds of other seeds. Refuses to replace a seed that was run under other settings."""
+    """
+    What `file` holds of other seeds. Refuses to replace a seed that was run under other settings, or further than
+    `max_epochs`; a higher one than then changes nothing but how long a seed may take.
+    """
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
     for row in rows:
         differences = {
             key: (row["settings"][key], value)
             for key, value in arguments.settings.items()
-            if row["settings"][key] != value
+            if (value < row["epochs"] if key == "max_epochs" else value != row["settings"][key])
         }
         if row["seed"] in arguments.seeds and differences:
             raise ValueError(
