@@ -425,7 +425,7 @@ def make_callbacks(
 ) -> list[TrainerCallback]:
     """lambda's schedule, for Prism, and the story at every evaluation."""
     callbacks = []
-    if model.config.model_type == "prism":
+    if hasattr(model, "set_noise_coefficient"):
         # A model to fine-tune keeps the lambda it was saved with, unless told otherwise.
         saved = [model.config.noise_coefficient] * 2 if model_arguments.init_from else [0.01, 0.10]
         given = [training_arguments.noise_coefficient_start, training_arguments.noise_coefficient_end]

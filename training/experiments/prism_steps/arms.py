@@ -1,0 +1,96 @@
+"""
+The arms: what of Prism's attention step is changed, and which objective the changed update still ascends.
+
+Notation: h_t = U z_t, the code of token t; R_t its rotation; R_c(. | U) the coding rate over subspaces (../shared specs:
+`sum_k w_k R_c(Z | U_k)`, w_k = -1 for signal and +lambda for noise subspaces); eta the step size.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Arm:
+    """
+    Args:
+        objective: in one line, what the update ascends, or that it ascends nothing known.
+        fields: of `PrismStepsConfig`, on top of the shape all arms share; of the preset's config, for a control.
+        preset: a folder of configuration/models/, for a control; None: `PrismStepsConfig`.
+        signs: whether heads weigh +1 and -lambda, as published.
+    """
+
+    objective: str
+    fields: dict = field(default_factory=dict)
+    preset: str | None = None
+
+
+PLAIN = "J = -R_c(Z|U_S) + lambda R_c(Z|U_N), first order; scores of rotated codes, values of plain ones: approximate"
+ROTATED = "J = -R_c({R_s U_S z_s}) + lambda R_c({R_s U_N z_s}), first order: values rotated, output rotated back"
+LEARNED = "sum_k w_k R_c(Z|U_k) with learned w_k"
+SIGNAL = "J = -R_c over all 2H subspaces: no noise bank"
+PAIRS = "plain step whose softmax compares z_t with the pairs (z_s, z_(s-1)): scores only, the direction is U^T U's"
+METRIC = "scores in a learned metric G that commutes with R: R_c with codes weighed by G"
+NONE = "none: queries or outputs leave the dictionary"
+CONTROL = "none claimed"
+
+
+def step(eta: float, **fields) -> dict:
+    return {"output_step": eta, **fields}
+
+
+BEST = {"values": "rotary", "query_gain": True, "key_shift": True, "head_weights": "plus"}
+
+
+def without(*names: str, **changed) -> dict:
+    return step(0.2, **{name: value for name, value in BEST.items() if name not in names}, **changed)
+
+
+ARMS = {
+    "gpt-neox": Arm(CONTROL, preset="gpt-neox-tiny"),
+    "published": Arm(PLAIN),
+    "step-0.2": Arm(PLAIN, step(0.2)),
+    "rotary-0.2": Arm(ROTATED, step(0.2, values="rotary")),
+    "all": Arm(SIGNAL + "; metric and pairs as below", step(0.2, **BEST)),
+    # The last row of the search taken apart, each part left out in turn
+    "all-step-1": Arm(SIGNAL, {**BEST}),
+    "all-plain-values": Arm(SIGNAL, without("values")),
+    "all-no-query-gain": Arm(SIGNAL, without("query_gain")),
+    "all-no-key-shift": Arm(SIGNAL, without("key_shift")),
+    "all-lambda": Arm(ROTATED, without("head_weights")),
+    "all-learned-weights": Arm(LEARNED, without("head_weights", learned_step="head")),
+    # Each part alone
+    "key-shift": Arm(PAIRS, step(0.2, key_shift=True)),
+    "query-gain": Arm(METRIC, step(0.2, query_gain=True)),
+    "output-gain": Arm("a rotation of U's codes before U^T: Hamiltonian in part", step(0.2, output_gain=True)),
+    "heads-plus": Arm(SIGNAL, step(0.2, head_weights="plus")),
+    # More of what helps
+    "all-one-tensor": Arm("J of the pairs' codes: keys and values are one", without("values", values="keys")),
+    "all-output-gain": Arm("none known: the output turns", without(output_gain=True)),
+    "all-code-steps": Arm(LEARNED + ", one per code", without(learned_step="code")),
+    "all-16-heads": Arm(SIGNAL, without(num_attention_heads=16)),
+    "all-R-1": Arm(SIGNAL, without(dictionary_expansion=1, intermediate_size=480)),
+    # The rest of the steps
+    "step-0.5": Arm(PLAIN, step(0.5)),
+    "step-0.1": Arm(PLAIN, step(0.1)),
+    "step-0.05": Arm(PLAIN, step(0.05)),
+    "rotary-1": Arm(ROTATED, {"values": "rotary"}),
+    "rotary-0.5": Arm(ROTATED, step(0.5, values="rotary")),
+    "rotary-0.1": Arm(ROTATED, step(0.1, values="rotary")),
+    "rotary-0.05": Arm(ROTATED, step(0.05, values="rotary")),
+    # Learned steps
+    "layer-steps": Arm(PLAIN, step(0.2, learned_step="layer")),
+    "head-steps": Arm(LEARNED, step(0.2, learned_step="head")),
+    "code-steps": Arm(LEARNED + ", one per code", step(0.2, learned_step="code")),
+    "layer-steps-from-1": Arm(PLAIN, {"learned_step": "layer"}),
+    "head-steps-from-1": Arm(LEARNED, {"learned_step": "head"}),
+    "code-steps-from-1": Arm(LEARNED, {"learned_step": "code"}),
+    # Pairs of parts
+    "rotary-key-shift": Arm(ROTATED + "; pairs in the scores", step(0.2, values="rotary", key_shift=True)),
+    "rotary-query-gain": Arm(ROTATED + "; metric", step(0.2, values="rotary", query_gain=True)),
+    "R-1": Arm(PLAIN, step(0.2, dictionary_expansion=1)),
+    # Diagnostics
+    "free-queries": Arm(NONE, step(0.2, free_queries=True)),
+    "free-output": Arm(NONE, step(0.2, free_output=True)),
+    # Controls
+    "llama": Arm(CONTROL, {"intermediate_size": 256}, preset="llama-tiny"),
+    "gpt2": Arm(CONTROL, preset="gpt2-tiny"),
+}

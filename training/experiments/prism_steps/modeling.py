@@ -1,0 +1,154 @@
+"""
+Prism with every part of its attention step in question: the step size, the weight of each head, what is rotated, and
+what queries, keys and outputs may learn. All fields at their defaults: the published Prism.
+
+Shapes: B batch, S tokens, d hidden_size, H num_attention_heads, D head_dim.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import initialization as init
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.gpt_neox.modeling_gpt_neox import eager_attention_forward
+
+from modeling_prism import PrismConfig, PrismForCausalLM
+from modeling_prism.modeling_prism import PrismAttention, PrismDictionary, apply_rotary_pos_emb
+
+
+@strict
+class PrismStepsConfig(PrismConfig):
+    """
+    Args:
+        output_step: factor on the published output scale `1 / sqrt(H R)`: the step size eta.
+        learned_step: what learns a step of its own: nothing, each layer, head or code.
+        head_weights: w_k of `sum_k w_k R_c(Z | U_k)`: "lambda" (signal 1, noise -lambda) or "plus" (all heads 1).
+        values: "plain" (the codes, as published), "rotary" (the rotated codes; the output is rotated back), or "keys"
+            (rotary values that are the keys themselves, shifted or not: one tensor).
+        key_shift: keys mix the codes of a token and of the one before it, `s h_t + (1 - s) h_(t-1)`, with one learned
+            s per head that starts at 1/2.
+        query_gain, output_gain: one complex factor per head and rotary plane, 1 at the start.
+        free_queries, free_output: diagnostics: another matrix for queries, or in place of U^T.
+    """
+
+    model_type = "prism_steps"
+    _auto_class: ClassVar[str | None] = None
+
+    output_step: float = 1.0
+    learned_step: Literal["none", "layer", "head", "code"] = "none"
+    head_weights: Literal["lambda", "plus"] = "lambda"
+    values: Literal["plain", "rotary", "keys"] = "plain"
+    key_shift: bool = False
+    query_gain: bool = False
+    output_gain: bool = False
+    free_queries: bool = False
+    free_output: bool = False
+    # Nothing here keeps the previous token's codes between two calls.
+    use_cache: bool = False
+
+
+def complex_gain(states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Multiplies plane j = (j, j + D / 2) of `states` (B, H, S, D) by `1 + bias`, complex; `bias` is (2, H, D / 2)."""
+    real, imaginary = 1 + bias[0].unsqueeze(-2), bias[1].unsqueeze(-2)
+    first, second = states.unflatten(-1, (2, -1)).unbind(-2)
+    return torch.cat((first * real - second * imaginary, second * real + first * imaginary), dim=-1)
+
+
+class PrismStepsAttention(PrismAttention):
+    """What is learned is called a bias: the distance from the published value, 0 at the start, without decay."""
+
+    def __init__(self, config: PrismStepsConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        num_heads, num_codes = config.num_attention_heads, config.num_attention_heads * self.head_dim
+        self.output_scaling *= config.output_step
+        shapes = {"layer": (1, 1), "head": (num_heads, 1), "code": (num_heads, self.head_dim)}
+        if config.learned_step != "none":
+            self.step_bias = nn.Parameter(torch.zeros(shapes[config.learned_step]))
+        if config.key_shift:
+            self.key_shift_bias = nn.Parameter(torch.zeros(num_heads))
+        for name in ("query_gain", "output_gain"):
+            if getattr(config, name):
+                self.register_parameter(f"{name}_bias", nn.Parameter(torch.zeros(2, num_heads, self.head_dim // 2)))
+        if config.free_queries:
+            self.query_dictionary = PrismDictionary(num_codes, config.hidden_size)
+        if config.free_output:
+            self.output_dictionary = PrismDictionary(num_codes, config.hidden_size)
+
+    def head_steps(self) -> torch.Tensor:
+        """The weight of each head or code, (H, 1) or (H, D), without the common output scale."""
+        config = self.config
+        weights = torch.ones_like(self.head_gain) if config.head_weights == "plus" else self.head_gain
+        weights = weights[:, None]
+        if config.learned_step == "none":
+            return weights
+        return weights * (1 + self.step_bias) if config.learned_step == "layer" else weights + self.step_bias
+
+    def forward(self, hidden_states, position_embeddings, attention_mask=None, past_key_values=None, **kwargs):
+        if past_key_values is not None:
+            raise ValueError("`past_key_values` is not kept in this experiment: call with `use_cache=False`.")
+        config, input_shape = self.config, hidden_states.shape[:-1]
+        cos, sin = position_embeddings
+
+        def in_heads(codes: torch.Tensor) -> torch.Tensor:
+            return codes.view(*input_shape, -1, self.head_dim).transpose(1, 2)
+
+        codes = in_heads(self.dictionary(hidden_states))
+        queries = in_heads(self.query_dictionary(hidden_states)) if config.free_queries else codes
+        if config.query_gain:
+            queries = complex_gain(queries, self.query_gain_bias)
+        keys = codes
+        if config.key_shift:
+            share = self.key_shift_bias.sigmoid()[:, None, None]
+            keys = torch.lerp(torch.cat((codes[:, :, :1], codes[:, :, :-1]), dim=2), codes, share)
+        queries, keys = (apply_rotary_pos_emb(states, cos, sin) for states in (queries, keys))
+        if config.values == "rotary":
+            values = apply_rotary_pos_emb(codes, cos, sin) if config.key_shift else keys
+        else:
+            values = keys if config.values == "keys" else codes
+
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            config._attn_implementation, eager_attention_forward
+        )
+        output, attn_weights = attention_interface(
+            self, queries, keys, values, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
+        )
+        if config.values != "plain" or config.output_gain:
+            output = output.transpose(1, 2)
+            output = output if config.values == "plain" else apply_rotary_pos_emb(output, cos, -sin)
+            output = complex_gain(output, self.output_gain_bias) if config.output_gain else output
+            output = output.transpose(1, 2)
+        output = (output * self.head_steps()).reshape(*input_shape, -1)
+        write = self.output_dictionary if config.free_output else self.dictionary
+        return write(output, transposed=True) * self.output_scaling, attn_weights
+
+
+class PrismStepsForCausalLM(PrismForCausalLM):
+    config: PrismStepsConfig
+    config_class = PrismStepsConfig
+    _auto_class = None
+
+    def __init__(self, config: PrismStepsConfig):
+        super().__init__(config)
+        for layer_idx, layer in enumerate(self.model.layers):
+            layer.self_attn = PrismStepsAttention(config, layer_idx)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, PrismStepsAttention):
+            for name, parameter in module.named_parameters(recurse=False):
+                if name.endswith("_bias"):
+                    init.zeros_(parameter)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        # An experiment's model is read where it was made: its folder carries no code.
+        PreTrainedModel.save_pretrained(self, save_directory, **kwargs)
+
+
+AutoConfig.register("prism_steps", PrismStepsConfig)
+AutoModelForCausalLM.register(PrismStepsConfig, PrismStepsForCausalLM)

@@ -1,0 +1,176 @@
+"""
+What keeps Prism behind its own body with ordinary attention? Its step size, its rotary values, its circuits and the
+weights of its heads, one change at a time. Finished runs are kept, so a stopped experiment goes on where it was.
+
+```bash
+python -m training.experiments.prism_steps --dataset_name FOLDER
+```
+"""
+
+import dataclasses
+import functools
+import math
+import os
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from datasets import DatasetDict
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+
+from training import pretrain
+from training.data import load_texts, make_blocks, train_tokenizer
+from training.experiments.prism_steps.arms import ARMS
+from training.experiments.prism_steps.modeling import PrismStepsConfig
+from training.experiments.small_runs import (
+    CorpusArguments,
+    check_arms,
+    check_lists,
+    check_positive,
+    run_jobs,
+    write_results,
+)
+from training.metrics import score_tokens
+
+
+@dataclass
+class PrismStepsArguments(CorpusArguments):
+    """Which arms, and how many runs of each."""
+
+    arms: list[str] = field(default_factory=lambda: list(ARMS), metadata={"help": "Names of `arms.py`."})
+    learning_rates: list[float] = field(default_factory=lambda: [3e-3], metadata={"help": "Peak rates of every arm."})
+    seeds: list[int] = field(
+        default_factory=lambda: [0], metadata={"help": "Of the initial weights and the order of the data."}
+    )
+    hidden_size: int = field(default=96, metadata={"help": "Width; the MLP has four times that."})
+    num_hidden_layers: int = field(default=3, metadata={"help": "Blocks."})
+    block_size: int = field(default=128, metadata={"help": "Tokens in a training example."})
+    max_steps: int = field(default=2400, metadata={"help": "Steps of 8 examples: 2.46 M tokens."})
+    jobs: int = field(default_factory=lambda: os.cpu_count() or 1, metadata={"help": "Processes, one thread each."})
+    output_dir: str = field(default="outputs/prism_steps", metadata={"help": "Where the runs go."})
+    results_dir: str = field(
+        default=str(Path(__file__).parent), metadata={"help": "Where results.jsonl, table.md and the plots go."}
+    )
+
+    def __post_init__(self):
+        check_arms(self, ARMS)
+        check_lists(self, "learning_rates", "seeds")
+        check_positive(self, "hidden_size", "num_hidden_layers", "block_size", "max_steps", "jobs")
+
+    def command(self, arm: str, learning_rate: float, seed: int, output_dir: Path) -> list[str]:
+        """The words after `python -m training.pretrain` that train one model."""
+        shape = {
+            "hidden_size": self.hidden_size,
+            "intermediate_size": 4 * self.hidden_size,
+            "num_hidden_layers": self.num_hidden_layers,
+        }
+        preset = ARMS[arm].preset
+        if preset is None:
+            # The preset of a model that training.pretrain can read: a folder with its config.
+            shape |= {"vocab_size": 2048, "num_attention_heads": 8, "max_position_embeddings": 256}
+            model = output_dir.parent / "configs" / output_dir.name
+            PrismStepsConfig(**{**shape, **ARMS[arm].fields}).save_pretrained(model)
+            overrides = ""
+        else:
+            model = Path("configuration/models", preset)
+            overrides = ",".join(f"{name}={value}" for name, value in {**shape, **ARMS[arm].fields}.items())
+        options = {
+            "model_config": model,
+            "config_overrides": overrides,
+            "dataset_name": self.dataset_name,
+            "tokenizer_name": Path(self.output_dir, "tokenizer"),
+            "num_train_stories": 19620,
+            # One half to choose by, the other to report.
+            "num_validation_stories": 496,
+            "block_size": self.block_size,
+            "max_steps": self.max_steps,
+            "warmup_steps": self.max_steps // 10,
+            "learning_rate": learning_rate,
+            "seed": seed,
+            "output_dir": output_dir,
+            "save_strategy": "steps",
+            "save_steps": 400,
+            "save_total_limit": 1,
+            # Two runs write to one terminal.
+            "disable_tqdm": True,
+            "logging_steps": 100,
+            "sample_max_new_tokens": 0,
+        }
+        words = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
+        return [self.recipe, *words]
+
+
+def branch_ratio(model, input_ids: torch.Tensor) -> list[float]:
+    """|what attention adds| / |residual stream it is added to|, both root mean squares, of each layer."""
+    ratios, attentions = [], []
+    layers = getattr(model.base_model, "layers", None) or model.base_model.h
+    handles = []
+    for layer in layers:
+        attention = next(part for name, part in layer.named_children() if "att" in name and "norm" not in name)
+        handles.append(layer.register_forward_pre_hook(lambda module, inputs: ratios.append(inputs[0])))
+        handles.append(attention.register_forward_hook(lambda module, inputs, output: attentions.append(output[0])))
+    with torch.no_grad():
+        model(input_ids, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return [
+        float(added.pow(2).mean().sqrt() / stream.pow(2).mean().sqrt()) for stream, added in zip(ratios, attentions)
+    ]
+
+
+@torch.no_grad()
+def bits_per_byte_to_report(model, tokenizer, data_arguments) -> float:
+    """Bits per byte on the validation stories that `training.pretrain` has not seen: it is given the first half."""
+    every = load_texts(dataclasses.replace(data_arguments, num_validation_stories=None))["validation"]
+    unseen = every.select(range(data_arguments.num_validation_stories, len(every)))
+    blocks = make_blocks(DatasetDict(train=unseen, validation=unseen), tokenizer, data_arguments)
+    rows = torch.tensor(blocks.validation["input_ids"])
+    scores = torch.cat([score_tokens(model(batch, use_cache=False).logits, batch) for batch in rows.split(16)])
+    return scores[..., 0].mean().item() / math.log(2) / blocks.validation_bytes_per_token
+
+
+def run_one(arguments: PrismStepsArguments, job: tuple[str, float, int], stem: Path) -> list[dict]:
+    """Trains one model and scores it."""
+    arm, learning_rate, seed = job
+    command = arguments.command(arm, learning_rate, seed, stem)
+    result = pretrain.main(command)
+    del result["saved_in"]
+    _, data_arguments, _ = pretrain.parse_arguments(command)
+    tokenizer = AutoTokenizer.from_pretrained(stem)
+    model = AutoModelForCausalLM.from_pretrained(stem).eval()
+    result["bits_per_byte_to_report"] = bits_per_byte_to_report(model, tokenizer, data_arguments)
+    torch.manual_seed(seed)
+    untrained = AutoModelForCausalLM.from_config(model.config).eval()
+    if hasattr(untrained, "set_noise_coefficient"):
+        untrained.set_noise_coefficient(0.01)
+    text = load_texts(data_arguments)["validation"]["text"][0]
+    ids = tokenizer(text, return_tensors="pt")["input_ids"][:, : arguments.block_size]
+    ratios = {"branch_ratio": branch_ratio(untrained, ids), "branch_ratio_trained": branch_ratio(model, ids)}
+    return [{"arm": arm, "learning_rate": learning_rate, **result, **ratios}]
+
+
+def main(argv: list[str] | None = None) -> None:
+    (arguments,) = HfArgumentParser(PrismStepsArguments).parse_args_into_dataclasses(
+        sys.argv[1:] if argv is None else argv, look_for_args_file=False
+    )
+    folder = Path(arguments.output_dir)
+    jobs = {
+        f"{arm}-lr{rate:g}-seed{seed}": (arm, rate, seed)
+        for seed in arguments.seeds
+        for rate in arguments.learning_rates
+        for arm in arguments.arms
+    }
+    if not Path(folder, "tokenizer").is_dir():
+        _, data_arguments, _ = pretrain.parse_arguments(
+            [arguments.recipe, "--dataset_name", arguments.dataset_name, "--num_train_stories", "19620"]
+        )
+        train_tokenizer(load_texts(data_arguments)["train"], 2048).save_pretrained(folder / "tokenizer")
+    apart = ("arms", "learning_rates", "seeds", "output_dir", "results_dir", "jobs")
+    settings = {key: value for key, value in asdict(arguments).items() if key not in apart}
+    rows = run_jobs(functools.partial(run_one, arguments), jobs, folder, settings, arguments.jobs)
+    write_results(Path(arguments.results_dir), rows, settings)
+
+
+if __name__ == "__main__":
+    main()
