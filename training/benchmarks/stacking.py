@@ -1,21 +1,20 @@
 """
-Speed of a `Stack` of small models against the same models trained one at a time, in one process.
+Compares training a `Stack` of small models with training the same models one at a time, in one process.
 
     python -m training.benchmarks.stacking --models 8 --layers 1 --torch_compile --output stacking.json
 
-The models, batches and number of threads are those of the experiments as they run by default: `induction` (keys
-sheared), `recall` and `grokking` (addition on the sphere). Each model is trained by AdamW on one batch, drawn
-beforehand: one model at a time by `torch.optim.AdamW(fused=True)`, all as a stack, and, with `--torch_compile`, all
-as a compiled stack. A seed-step is one step of one model. In `grokking`, one at a time is the model's own forward
-pass, of all three positions, and the stack computes what the read-out needs.
+Models, batches and thread count are the experiments' defaults: `induction` (sheared keys), `recall` and `grokking`
+(addition on the sphere). AdamW trains each model on one batch, drawn in advance: one model at a time with
+`torch.optim.AdamW(fused=True)`, all of them as a stack and, with `--torch_compile`, all of them as a compiled stack. A
+seed-step is one step of one model. In `grokking`, a single model runs its full forward pass over three positions; the
+stack computes only what the read-out needs.
 
-Every round times every way, in an order that rotates; ratios are taken within a round, and their median is reported
-with the extremes: where these lie far apart, the machine was busy and the ratio says nothing.
+Each round times every way, in rotating order. Ratios are taken within a round; the result keeps their median and
+extremes. Extremes that lie far apart mean a busy machine and a worthless ratio.
 """
 
 import copy
 import functools
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -25,7 +24,15 @@ import torch
 from torch import nn
 from transformers import HfArgumentParser
 
-from training.benchmarks.throughput import compare, describe_run, format_ratio, write_result
+from training.benchmarks.throughput import (
+    compare,
+    describe_run,
+    format_ratio,
+    interleaved,
+    make_synchronize,
+    spread,
+    write_result,
+)
 from training.experiments.grokking import run as grokking
 from training.experiments.induction.run import InductionArguments
 from training.experiments.recall_scaling.run import RecallScalingArguments
@@ -43,25 +50,25 @@ class StackingArguments:
     experiments: list[str] = field(
         default_factory=lambda: list(SETTINGS), metadata={"help": "Of: induction, recall, grokking."}
     )
-    models: int = field(default=8, metadata={"help": "Models of a stack."})
-    layers: int = field(default=1, metadata={"help": "Layers of a model; grokking has one."})
-    rounds: int = field(default=5, metadata={"help": "Measurements of every way to train."})
-    steps: int = field(default=10, metadata={"help": "Steps of every model that one measurement averages."})
-    warmup: int = field(default=1, metadata={"help": "Measurements that are thrown away first."})
-    threads: int = field(default=1, metadata={"help": "Threads; the experiments train with one a process."})
+    models: int = field(default=8, metadata={"help": "Models per stack."})
+    layers: int = field(default=1, metadata={"help": "Layers per model; grokking always has one."})
+    rounds: int = field(default=5, metadata={"help": "Measurements per way to train."})
+    steps: int = field(default=10, metadata={"help": "Steps per model and measurement."})
+    warmup: int = field(default=1, metadata={"help": "Measurements to discard first."})
+    threads: int = field(default=1, metadata={"help": "Threads; the experiments use one per process."})
     torch_compile: bool = field(
-        default=False, metadata={"help": "Time a compiled stack too; takes a C++ compiler on a CPU."}
+        default=False, metadata={"help": "Also time a compiled stack; on a CPU this needs a C++ compiler."}
     )
     device: str = field(
-        default="auto", metadata={"help": "'cpu', 'cuda', 'cuda:1', ...; 'auto' takes CUDA if it can."}
+        default="auto", metadata={"help": "'cpu', 'cuda', 'cuda:1', ...; 'auto' picks CUDA if available."}
     )
-    output: str | None = field(default=None, metadata={"help": "JSON file for all that was measured."})
+    output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
 
     def __post_init__(self):
         unknown = [name for name in self.experiments if name not in SETTINGS]
         if unknown or not self.experiments:
             raise ValueError(f"`experiments` must be one or more of {', '.join(SETTINGS)}, got {self.experiments}.")
-        # A first measurement would time the compiler.
+        # The first measurement of a compiled stack times the compiler.
         least_warmup = 1 if self.torch_compile else 0
         for name in ("models", "layers", "rounds", "steps", "threads", "warmup"):
             least = least_warmup if name == "warmup" else 1
@@ -73,7 +80,7 @@ class StackingArguments:
 
 @dataclass
 class Way:
-    """How models are trained: `loss(model or forward, *batch)`, and a batch a model."""
+    """What to train: models, `loss(model or forward, *batch)`, and one batch per model."""
 
     models: list[nn.Module]
     loss: Callable
@@ -82,7 +89,7 @@ class Way:
 
 
 def prepare_momentum(options, fields: dict, arguments: StackingArguments) -> tuple[Way, Way]:
-    """One at a time, and stacked: the same models."""
+    """The same models twice: one at a time, and stacked."""
     options = options(torch_compile=arguments.torch_compile, device=arguments.device)
     seeds = range(arguments.models)
     models = [
@@ -100,7 +107,7 @@ def full_pass_loss(model: nn.Module, input_ids: torch.Tensor, answers: torch.Ten
 
 
 def prepare_grokking(arguments: StackingArguments) -> tuple[Way, Way]:
-    """One full model at a time, and the stack of read-outs."""
+    """Full models, one at a time, and the stack of their read-outs."""
     options = grokking.GrokkingArguments(device=arguments.device)
     input_ids, answers = (tensor.to(arguments.device) for tensor in make_table(options.table, options.modulus))
     read_outs, full_batches, batches = [], [], []
@@ -145,41 +152,36 @@ def prepare_stack(stack: Stack, batches: list[tuple], steps: int) -> Callable[[]
 
 
 def measure(ways: dict[str, Callable[[], None]], arguments: StackingArguments) -> dict[str, dict]:
-    """Times every way in interleaved rounds; returns, by name, the raw rounds, the median rate and the ratio."""
-    on_cuda = torch.device(arguments.device).type == "cuda"
-    synchronize = (lambda: torch.cuda.synchronize(arguments.device)) if on_cuda else (lambda: None)
+    """Times every way in interleaved rounds; returns, per way, the spread of seconds, rate and ratio."""
+    synchronize = make_synchronize(torch.device(arguments.device))
     for run in ways.values():
         for _ in range(arguments.warmup):
             run()
-    names = list(ways)
-    seconds = {name: [] for name in names}
-    for round_index in range(arguments.rounds):
-        first = round_index % len(names)
-        for name in names[first:] + names[:first]:
-            synchronize()
-            start = time.perf_counter()
-            ways[name]()
-            synchronize()
-            seconds[name].append(time.perf_counter() - start)
-    rates = {name: [arguments.models * arguments.steps / one for one in seconds[name]] for name in names}
+    rounds = {name: [] for name in ways}
+    for name in interleaved(list(ways), arguments.rounds):
+        synchronize()
+        start = time.perf_counter()
+        ways[name]()
+        synchronize()
+        rounds[name].append(time.perf_counter() - start)
+    seed_steps = arguments.models * arguments.steps
     return {
         name: {
-            "seconds": seconds[name],
-            "seed_steps_per_second": rates[name],
-            "median_seed_steps_per_second": statistics.median(rates[name]),
-            "ratio": compare(rates[name], rates[ALONE]),
+            "seconds": spread(seconds),
+            "seed_steps_per_second": spread([seed_steps / value for value in seconds]),
+            "ratio": compare(seconds, rounds[ALONE]),
         }
-        for name in names
+        for name, seconds in rounds.items()
     }
 
 
 def run_benchmark(arguments: StackingArguments) -> dict:
     """
-    Measures all experiments and writes `arguments.output` if it is set.
+    Measures all experiments and writes the result to `arguments.output`, if set.
 
     Returns:
-        `header` (machine and versions), `arguments`, `reference` and `experiments` (by name: the parameters of a model
-        and, in `ways`, the raw rounds, medians and ratios).
+        `header` (machine and versions), `arguments`, `reference` and `experiments` (per name: parameters of one model
+        and, in `ways`, medians, extremes and ratios).
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(arguments.threads)
@@ -213,12 +215,12 @@ def format_report(result: dict) -> str:
     lines = [f"- {key}: {value}" for key, value in result["header"].items()]
     lines += ["- " + ", ".join(f"{option} {arguments[option]}" for option in ("models", "layers", "rounds", "steps"))]
     lines += [f"- medians of {arguments['rounds']} rounds; ratios to {result['reference']}: median (min to max)", ""]
-    lines += ["| experiment | parameters of a model | trained | seed-steps/s | ratio |"]
+    lines += ["| experiment | parameters per model | trained | seed-steps/s | ratio |"]
     lines += ["| --- | ---: | --- | ---: | ---: |"]
     for name, experiment in result["experiments"].items():
         for way, entry in experiment["ways"].items():
             lines += [
-                f"| {name} | {experiment['parameters']:,} | {way} | {entry['median_seed_steps_per_second']:,.1f} "
+                f"| {name} | {experiment['parameters']:,} | {way} | {entry['seed_steps_per_second']['median']:,.1f} "
                 f"| {format_ratio(entry['ratio'])} |"
             ]
     return "\n".join(lines)

@@ -1,27 +1,28 @@
 """
-Speed of several models side by side, in one process: training, prefill and cached decoding.
+Compares the speed of several models in one process: training, prefill and cached decoding.
 
     python -m training.benchmarks.throughput configuration/models/prism-tiny configuration/models/gpt2-tiny \
         configuration/models/llama-tiny --batch_size 8 --sequence_length 256 --rounds 5 --output throughput.json
 
-A model is a folder that `AutoConfig` reads. Without weights in it, the model is random, and fields of its config may
-be set: `configuration/models/spherical-tiny:attention_routing=uniform,hidden_size=96`. What is timed:
-  - training: forward, backward and AdamW step on full logits. With `--dtype bfloat16` the weights stay in fp32 and the
-    forward pass runs under autocast, as in `Trainer` with `bf16=True`;
-  - prefill: a forward pass that fills a key-value cache and computes the last position's logits, in `--dtype`;
-  - decoding: greedy, one token at a time, on the cache of a prompt of `sequence_length - decode_tokens` tokens.
+A model is a folder that `AutoConfig` can read. If the folder holds no weights, the model is random and its config can
+be overridden: `configuration/models/spherical-tiny:attention_routing=uniform,hidden_size=96`. Three phases are timed:
+  - training: forward pass, backward pass and AdamW step, with full logits. Under `--dtype bfloat16` the weights stay
+    in fp32 and the forward pass runs under autocast, as in `Trainer` with `bf16=True`;
+  - prefill, in `--dtype`: a forward pass that fills a key-value cache and computes the logits of the last position;
+  - decoding: greedy, token by token, on the cache of a prompt of `sequence_length - decode_tokens` tokens.
 
-Every round times every model, in an order that rotates, so that what slows the machine for a while slows all of
-them; ratios are taken within a round, and their median is reported with the extremes: where these lie far apart, the
-machine was busy and the ratio says nothing. Dropout is 0 in all models, and all read the same token ids. FLOPs are
-counted as `training/flops.py` says, without the optimizer: with the full square of attention, and (causal ratio) with
-the half that a causal kernel cannot skip. Peak memory is that of the model itself: weights, optimizer
-state and what the timed code allocates. CUDA's allocator counts it; on a CPU it is the peak of the resident set (Linux
-only) less what the other models hold, right to a few MiB.
+Each round times every model, in rotating order, so that a slow spell of the machine hits all of them. Ratios are taken
+within a round; the result keeps their median and extremes. Extremes that lie far apart mean a busy machine and a
+worthless ratio. Dropout is 0 everywhere, and all models read the same token ids. `training/flops.py` defines the
+FLOPs, which exclude the optimizer. They count the full square of attention; the causal ratio counts the half that a
+causal kernel cannot skip. Peak memory covers the model's weights, its optimizer state and everything the timed code
+allocates. CUDA's allocator counts it exactly; on a CPU (Linux only) it is the peak resident set minus the other
+models' tensors, accurate to a few MiB.
 """
 
 import contextlib
 import ctypes
+import functools
 import gc
 import inspect
 import json
@@ -31,7 +32,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -51,38 +52,39 @@ from training.pretrain import override_config
 class ThroughputArguments:
     models: list[str] = field(
         metadata={
-            "help": "Two or more model folders, with or without weights; after one without, fields of its config may "
-            "follow: FOLDER:key=value,key=value. May be given first, without the name."
+            "help": "Two or more model folders. A folder without weights takes config overrides: "
+            "FOLDER:key=value,key=value. May come first, without `--models`."
         }
     )
     reference: str | None = field(
-        default=None, metadata={"help": "The model of `models` that ratios refer to. Default: the first."}
+        default=None, metadata={"help": "The entry of `models` that ratios refer to. Default: the first."}
     )
-    batch_size: int = field(default=8, metadata={"help": "Sequences a step."})
-    sequence_length: int = field(default=256, metadata={"help": "Tokens a sequence."})
+    batch_size: int = field(default=8, metadata={"help": "Sequences per step."})
+    sequence_length: int = field(default=256, metadata={"help": "Tokens per sequence."})
     decode_tokens: int = field(
         default=32,
-        metadata={"help": "How many of `sequence_length` are decoded one by one; the others are the prompt."},
+        metadata={"help": "How many tokens of `sequence_length` to decode one by one; the rest is the prompt."},
     )
-    rounds: int = field(default=5, metadata={"help": "Measurements of every model."})
-    steps: int = field(default=2, metadata={"help": "Training steps, or prefills, that one measurement averages."})
-    warmup: int = field(default=1, metadata={"help": "Measurements of every model that are thrown away first."})
+    rounds: int = field(default=5, metadata={"help": "Measurements per model."})
+    steps: int = field(default=2, metadata={"help": "Training steps, or prefills, per measurement."})
+    warmup: int = field(default=1, metadata={"help": "Measurements per model to discard first."})
     device: str = field(
-        default="auto", metadata={"help": "'cpu', 'cuda', 'cuda:1', ...; 'auto' takes CUDA if it can."}
+        default="auto", metadata={"help": "'cpu', 'cuda', 'cuda:1', ...; 'auto' picks CUDA if available."}
     )
-    dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "Precision, see above."})
+    dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "Precision."})
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "'eager', 'sdpa', 'flash_attention_2' or 'flex_attention'. Default: the best."}
+        default=None,
+        metadata={"help": "'eager', 'sdpa', 'flash_attention_2' or 'flex_attention'. Default: transformers' choice."},
     )
     compile: bool = field(
-        default=False, metadata={"help": "Time `torch.compile`d models; decoding then uses a static cache."}
+        default=False, metadata={"help": "Compile the models with `torch.compile`; decoding then uses a static cache."}
     )
-    output: str | None = field(default=None, metadata={"help": "JSON file for all that was measured."})
+    output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
 
     def __post_init__(self):
         if len(self.models) < 2:
             raise ValueError(
-                f"`models` must name at least two folders to be compared, got {self.models}; peers of equal size: "
+                f"`models` must name at least two folders, got {self.models}. Peers of equal size are in "
                 "configuration/models."
             )
         for name in ("batch_size", "rounds", "steps", "decode_tokens"):
@@ -98,14 +100,14 @@ class ThroughputArguments:
         if self.reference is None:
             self.reference = self.models[0]
         if self.reference not in self.models:
-            raise ValueError(f"`reference`={self.reference!r} is none of `models`: {self.models}.")
+            raise ValueError(f"`reference`={self.reference!r} is not in `models`: {self.models}.")
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass
 class Arm:
-    """One model of the comparison. `forward` is the model, compiled if asked for."""
+    """A model of the comparison; `forward` is the model itself, compiled on request."""
 
     name: str
     model: PreTrainedModel
@@ -122,19 +124,19 @@ class Arm:
 
 def load_arm(folder: str, name: str, arguments: ThroughputArguments) -> Arm:
     """
-    Loads a trained model, or makes a random one where the folder holds a config alone.
+    Loads a trained model, or builds a random one if the folder holds only a config.
 
     Raises:
-        ValueError: the folder is not a model's, the sequence is longer than the model's positions, or fields of its
-            config are given although it has weights.
+        ValueError: the folder holds no model, the sequence exceeds the model's positions, or overrides are given for a
+            model with weights.
     """
     folder, _, overrides = folder.partition(":")
     path = Path(folder)
     has_weights = any(path.glob("*.safetensors")) or any(path.glob("pytorch_model*.bin"))
     if overrides and has_weights:
-        raise ValueError(f"`models` sets {overrides!r} for {folder!r}, whose weights were trained otherwise.")
+        raise ValueError(f"`models` overrides {overrides!r} for {folder!r}, but its weights were trained without.")
     if not (path / "config.json").is_file():
-        raise ValueError(f"`models` names {folder!r}, which is no model folder: it needs a `config.json`.")
+        raise ValueError(f"`models` names {folder!r}, which is not a model folder: it has no `config.json`.")
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -145,10 +147,10 @@ def load_arm(folder: str, name: str, arguments: ThroughputArguments) -> Arm:
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and arguments.sequence_length > positions:
         raise ValueError(
-            f"`sequence_length`={arguments.sequence_length} is longer than the {positions} positions "
+            f"`sequence_length`={arguments.sequence_length} exceeds the {positions} positions "
             f"(`max_position_embeddings`) of {name}: use `--sequence_length {positions}` or less."
         )
-    # Dropout would add work to some models and take fused kernels from others.
+    # Dropout adds work to some models and disables fused kernels in others.
     for key, value in config.to_dict().items():
         if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float):
             setattr(config, key, 0.0)
@@ -183,7 +185,7 @@ def prepare_training(arm: Arm, input_ids: torch.Tensor, arguments: ThroughputArg
 
 
 def last_logits_only(model: PreTrainedModel) -> dict[str, int]:
-    """What `generate` passes to the prefill of models that understand it."""
+    """The option that `generate` passes at prefill, for models that accept it."""
     return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
@@ -204,7 +206,7 @@ def prepare_decoding(arm: Arm, input_ids: torch.Tensor, arguments: ThroughputArg
     length = arguments.sequence_length
     prompt = input_ids[:, : length - arguments.decode_tokens]
     if arguments.compile:
-        # Shapes that do not change from token to token: one compilation serves them all.
+        # Fixed shapes: one compilation serves every token.
         cache = StaticCache(config=arm.model.config, max_cache_len=length)
     else:
         cache = DynamicCache(config=arm.model.config)
@@ -228,7 +230,7 @@ def prepare_decoding(arm: Arm, input_ids: torch.Tensor, arguments: ThroughputArg
 
 
 class PeakMemory:
-    """Bytes in use at present, and their peak since `reset`; on a CPU the resident set of the process."""
+    """Bytes in use now, and the peak since `reset`. On a CPU: the resident set of the process."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -246,7 +248,7 @@ class PeakMemory:
         return self._status("VmRSS")
 
     def _give_back(self):
-        # What the C library keeps of freed memory is in nobody's use.
+        # Return the freed memory that the C library retains.
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
 
@@ -261,69 +263,96 @@ class PeakMemory:
         return torch.cuda.max_memory_allocated(self.device) if self.on_cuda else self._status("VmHWM")
 
 
+def interleaved(names: Sequence[str], rounds: int) -> Iterator[str]:
+    """Every name once per round, in rotating order."""
+    for index in range(rounds):
+        first = index % len(names)
+        yield from (*names[first:], *names[:first])
+
+
+def make_synchronize(device: torch.device) -> Callable[[], None]:
+    return functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+
+
 def measure(
     arms: list[Arm], prepare: Callable[[Arm], Callable[[], None]], arguments: ThroughputArguments
 ) -> dict[str, dict[str, list]]:
     """
-    Times what `prepare` returns for every model, in interleaved rounds.
+    Times what `prepare` returns for each model, in interleaved rounds.
 
     Returns:
-        by model: `seconds` and, where it can be measured, `peak_bytes` of every round.
+        per model: `seconds` of every round and, where it can be measured, `peak_bytes`.
     """
     device = torch.device(arguments.device)
-    memory = PeakMemory(device)
-    synchronize = (lambda: torch.cuda.synchronize(device)) if memory.on_cuda else (lambda: None)
+    memory, synchronize = PeakMemory(device), make_synchronize(device)
     for arm in arms:
         for _ in range(arguments.warmup):
             prepare(arm)()
-    measured = {arm.name: {"seconds": [], "peak_bytes": []} for arm in arms}
-    for round_index in range(arguments.rounds):
-        first = round_index % len(arms)
-        for arm in arms[first:] + arms[:first]:
-            gc.collect()
-            others = memory.now() - arm.memory() if memory.measurable else 0
-            run = prepare(arm)
-            if memory.measurable:
-                memory.reset()
-            synchronize()
-            start = time.perf_counter()
-            run()
-            synchronize()
-            measured[arm.name]["seconds"].append(time.perf_counter() - start)
-            if memory.measurable:
-                measured[arm.name]["peak_bytes"].append(memory.peak() - others)
-            # What was prepared (a cache) must not count as the next model's.
-            del run
+    by_name = {arm.name: arm for arm in arms}
+    measured = {name: {"seconds": [], "peak_bytes": []} for name in by_name}
+    for name in interleaved(list(by_name), arguments.rounds):
+        arm = by_name[name]
+        gc.collect()
+        others = memory.now() - arm.memory() if memory.measurable else 0
+        run = prepare(arm)
+        if memory.measurable:
+            memory.reset()
+        synchronize()
+        start = time.perf_counter()
+        run()
+        synchronize()
+        measured[name]["seconds"].append(time.perf_counter() - start)
+        if memory.measurable:
+            measured[name]["peak_bytes"].append(memory.peak() - others)
+        # Free what was prepared (a cache): it must not count toward the next model.
+        del run
     return measured
 
 
-def summarize(measured: dict[str, list], tokens: int, flops_per_token: dict[str, float]) -> dict:
-    """Adds to the raw rounds of one model tokens a second and, by each convention of `flops_per_token`, FLOPs."""
-    rates = [tokens / seconds for seconds in measured["seconds"]]
-    result = {**measured, "tokens_per_second": rates, "median_tokens_per_second": statistics.median(rates)}
-    for convention, per_token in flops_per_token.items():
-        flops = [rate * per_token for rate in rates]
-        result |= {f"{convention}_per_token": per_token, f"{convention}_per_second": flops}
-        result[f"median_{convention}_per_second"] = statistics.median(flops)
-    return result
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and extremes of the rounds."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def add_ratios(results: dict[str, dict], reference: str) -> None:
-    """Adds the ratio to the reference, round by round, of every rate: tokens, FLOPs, causal FLOPs."""
-    for key in ("tokens", "flops", "causal_flops"):
-        base = results[reference].get(f"{key}_per_second")
-        for result in results.values() if base else ():
-            result[f"{key}_ratio"] = compare(result[f"{key}_per_second"], base)
+def compare(seconds: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
+    """`spread` of the speed relative to a reference, taken within each round."""
+    return spread([other / own for own, other in zip(seconds, reference)])
 
 
-def compare(rates: list[float], reference: list[float]) -> dict:
-    """The ratio of two rates, round by round, with its median and extremes."""
-    rounds = [own / other for own, other in zip(rates, reference)]
-    return {"median": statistics.median(rounds), "min": min(rounds), "max": max(rounds), "rounds": rounds}
+def summarize(
+    measured: dict[str, dict[str, list]], reference: str, tokens: int, flops: dict[str, dict[str, float]]
+) -> dict[str, dict]:
+    """
+    Reduces the rounds of a phase to medians and extremes.
+
+    Args:
+        measured: as `measure` returns it.
+        reference: the model that ratios refer to.
+        tokens: processed per round.
+        flops: per model, FLOPs per token by convention (`flops`, `causal_flops`); empty to leave them out.
+    """
+    results = {}
+    for name, rounds in measured.items():
+        seconds = rounds["seconds"]
+        ratio = compare(seconds, measured[reference]["seconds"])
+        results[name] = {
+            "seconds": spread(seconds),
+            "peak_bytes": spread(rounds["peak_bytes"]) if rounds["peak_bytes"] else None,
+            "tokens_per_second": spread([tokens / value for value in seconds]),
+            "tokens_ratio": ratio,
+        }
+        for convention, per_token in flops[name].items():
+            factor = per_token / flops[reference][convention]
+            results[name] |= {
+                f"{convention}_per_token": per_token,
+                f"{convention}_per_second": spread([tokens * per_token / value for value in seconds]),
+                f"{convention}_ratio": {key: factor * value for key, value in ratio.items()},
+            }
+    return results
 
 
 def describe_run(device: str) -> dict[str, str]:
-    """What a reader needs to know to compare these figures with others."""
+    """Machine, versions and revision: what a reader needs to compare results."""
     if torch.device(device).type == "cuda":
         hardware = torch.cuda.get_device_name(device)
     else:
@@ -346,11 +375,11 @@ def describe_run(device: str) -> dict[str, str]:
 
 def run_benchmark(arguments: ThroughputArguments) -> dict:
     """
-    Measures all models and writes `arguments.output` if it is set.
+    Measures all models and writes the result to `arguments.output`, if set.
 
     Returns:
-        `header` (machine and versions), `arguments`, `models` (by name: folder, type, attention, parameters) and
-        `phases` (`training`, `prefill`, `decoding`: by model name, the raw rounds, medians and ratios).
+        `header` (machine and versions), `arguments`, `models` (per name: folder, type, attention, parameters) and
+        `phases` (`training`, `prefill`, `decoding`: per name, medians, extremes and ratios).
     """
     header = describe_run(arguments.device)
     names = [Path(folder).resolve().name for folder in arguments.models]
@@ -376,7 +405,7 @@ def run_benchmark(arguments: ThroughputArguments) -> dict:
     for phase, prepare, phase_tokens, flops in (
         ("training", prepare_training, tokens, training_flops),
         ("prefill", prepare_prefill, tokens, prefill_flops),
-        # Decoding is bound by memory and by launches, not by arithmetic: FLOPs would say little.
+        # Memory and kernel launches bound decoding, not arithmetic: FLOPs would say little.
         ("decoding", prepare_decoding, arguments.batch_size * arguments.decode_tokens, None),
     ):
         if phase == "prefill":
@@ -384,15 +413,10 @@ def run_benchmark(arguments: ThroughputArguments) -> dict:
                 arm.optimizer = None
                 arm.model.eval().to(getattr(torch, arguments.dtype))
         measured = measure(arms, lambda arm, prepare=prepare: prepare(arm, input_ids, arguments), arguments)
-        phases[phase] = {
-            arm.name: summarize(
-                measured[arm.name],
-                phase_tokens,
-                {"flops": flops(arm, False), "causal_flops": flops(arm, True)} if flops else {},
-            )
-            for arm in arms
+        counted = {
+            arm.name: {"flops": flops(arm, False), "causal_flops": flops(arm, True)} if flops else {} for arm in arms
         }
-        add_ratios(phases[phase], reference)
+        phases[phase] = summarize(measured, reference, phase_tokens, counted)
 
     models = {
         arm.name: {
@@ -415,19 +439,19 @@ def run_benchmark(arguments: ThroughputArguments) -> dict:
 
 
 def write_result(result: dict, output: str | None) -> None:
-    """Writes the result as JSON, if a file is asked for."""
+    """Writes the result as JSON; does nothing without a file."""
     if output is not None:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         Path(output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def format_ratio(ratio: dict | None) -> str:
-    """The cell of a table that shows a ratio of `compare`."""
+    """A table cell for a ratio of `compare`."""
     return f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})" if ratio else ""
 
 
 def format_report(result: dict) -> str:
-    """The result of `run_benchmark` as markdown: a header, and a table a phase."""
+    """The result of `run_benchmark` as markdown: a header and one table per phase."""
     arguments = result["arguments"]
     options = ("batch_size", "sequence_length", "decode_tokens", "rounds", "steps", "warmup", "dtype", "compile")
     lines = [f"- {key}: {value}" for key, value in result["header"].items()]
@@ -441,12 +465,12 @@ def format_report(result: dict) -> str:
         lines += ["| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
         for name, entry in by_model.items():
             flops = f"{entry['flops_per_token'] / 1e6:.2f}" if "flops_per_token" in entry else ""
-            rate = f"{entry['median_flops_per_second'] / 1e9:.1f}" if "flops_per_token" in entry else ""
-            peak = f"{max(entry['peak_bytes']) / 2**20:.0f} MiB" if entry["peak_bytes"] else "not measured"
+            rate = f"{entry['flops_per_second']['median'] / 1e9:.1f}" if "flops_per_token" in entry else ""
+            peak = f"{entry['peak_bytes']['max'] / 2**20:.0f} MiB" if entry["peak_bytes"] else "not measured"
             cells = (
                 f"{name} ({result['models'][name]['attn_implementation']})",
                 f"{result['models'][name]['parameters']:,}",
-                f"{entry['median_tokens_per_second']:,.0f}",
+                f"{entry['tokens_per_second']['median']:,.0f}",
                 format_ratio(entry["tokens_ratio"]),
                 flops,
                 rate,
