@@ -1,8 +1,8 @@
 """
 The arms: what of Prism's attention step is changed, and which objective the changed update still ascends.
 
-Notation: h_t = U z_t, the code of token t; R_t its rotation; R_c(. | U) the coding rate over subspaces (../shared specs:
-`sum_k w_k R_c(Z | U_k)`, w_k = -1 for signal and +lambda for noise subspaces); eta the step size.
+Notation: h_t = U z_t, the code of token t; R_t its rotation; R_c(Z | U) the coding rate of Z in the subspaces of U;
+eta the step size; w_k the weight of subspace k in `sum_k w_k R_c(Z | U_k)`, -1 for signal and lambda for noise subspaces.
 """
 
 from dataclasses import dataclass, field
@@ -29,6 +29,7 @@ LEARNED = "sum_k w_k R_c(Z|U_k) with learned w_k"
 SIGNAL = "J = -R_c over all 2H subspaces: no noise bank"
 PAIRS = "plain step whose softmax compares z_t with the pairs (z_s, z_(s-1)): scores only, the direction is U^T U's"
 METRIC = "scores in a learned metric G that commutes with R: R_c with codes weighed by G"
+EXACT = "exact gradient in z_t, keys k_s held, of sum_k w_k sqrt(D) logsumexp_s(<R_t G h_t, k_s> / sqrt(D))"
 NONE = "none: queries or outputs leave the dictionary"
 CONTROL = "none claimed"
 
@@ -60,11 +61,13 @@ ARMS = {
     # Each part alone
     "key-shift": Arm(PAIRS, step(0.2, key_shift=True)),
     "query-gain": Arm(METRIC, step(0.2, query_gain=True)),
-    "output-gain": Arm("a rotation of U's codes before U^T: Hamiltonian in part", step(0.2, output_gain=True)),
+    "output-gain": Arm("a rotation of U's codes before U^T: Hamiltonian in part", step(0.2, output_gain="free")),
     "heads-plus": Arm(SIGNAL, step(0.2, head_weights="plus")),
     # More of what helps
     "all-one-tensor": Arm("J of the pairs' codes: keys and values are one", without("values", values="keys")),
-    "all-output-gain": Arm("none known: the output turns", without(output_gain=True)),
+    "all-exact": Arm(EXACT, without("values", values="keys", output_gain="conjugate")),
+    "all-exact-lambda": Arm(EXACT, without("values", "head_weights", values="keys", output_gain="conjugate")),
+    "all-output-gain": Arm("none known: the output turns", without(output_gain="free")),
     "all-code-steps": Arm(LEARNED + ", one per code", without(learned_step="code")),
     "all-16-heads": Arm(SIGNAL, without(num_attention_heads=16)),
     "all-R-1": Arm(SIGNAL, without(dictionary_expansion=1, intermediate_size=480)),

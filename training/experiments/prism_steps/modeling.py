@@ -31,7 +31,9 @@ class PrismStepsConfig(PrismConfig):
             (rotary values that are the keys themselves, shifted or not: one tensor).
         key_shift: keys mix the codes of a token and of the one before it, `s h_t + (1 - s) h_(t-1)`, with one learned
             s per head that starts at 1/2.
-        query_gain, output_gain: one complex factor per head and rotary plane, 1 at the start.
+        query_gain: one complex factor g per head and rotary plane, 1 at the start, on the query's codes.
+        output_gain: the same on the output: "none", "free", or "conjugate" (of the query's g, no new parameter: with
+            `values="keys"` the update is then the exact gradient of the log-sum-exp energy of the scores).
         free_queries, free_output: diagnostics: another matrix for queries, or in place of U^T.
     """
 
@@ -44,7 +46,7 @@ class PrismStepsConfig(PrismConfig):
     values: Literal["plain", "rotary", "keys"] = "plain"
     key_shift: bool = False
     query_gain: bool = False
-    output_gain: bool = False
+    output_gain: Literal["none", "free", "conjugate"] = "none"
     free_queries: bool = False
     free_output: bool = False
     # Nothing here keeps the previous token's codes between two calls.
@@ -70,9 +72,10 @@ class PrismStepsAttention(PrismAttention):
             self.step_bias = nn.Parameter(torch.zeros(shapes[config.learned_step]))
         if config.key_shift:
             self.key_shift_bias = nn.Parameter(torch.zeros(num_heads))
-        for name in ("query_gain", "output_gain"):
-            if getattr(config, name):
-                self.register_parameter(f"{name}_bias", nn.Parameter(torch.zeros(2, num_heads, self.head_dim // 2)))
+        if config.query_gain:
+            self.query_gain_bias = nn.Parameter(torch.zeros(2, num_heads, self.head_dim // 2))
+        if config.output_gain == "free":
+            self.output_gain_bias = nn.Parameter(torch.zeros(2, num_heads, self.head_dim // 2))
         if config.free_queries:
             self.query_dictionary = PrismDictionary(num_codes, config.hidden_size)
         if config.free_output:
@@ -116,11 +119,18 @@ class PrismStepsAttention(PrismAttention):
         output, attn_weights = attention_interface(
             self, queries, keys, values, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
         )
-        if config.values != "plain" or config.output_gain:
-            output = output.transpose(1, 2)
-            output = output if config.values == "plain" else apply_rotary_pos_emb(output, cos, -sin)
-            output = complex_gain(output, self.output_gain_bias) if config.output_gain else output
-            output = output.transpose(1, 2)
+        output = output.transpose(1, 2)
+        if config.values != "plain":
+            output = apply_rotary_pos_emb(output, cos, -sin)
+        if config.output_gain != "none":
+            conjugate = config.output_gain == "conjugate"
+            bias = (
+                torch.stack((self.query_gain_bias[0], -self.query_gain_bias[1]))
+                if conjugate
+                else self.output_gain_bias
+            )
+            output = complex_gain(output, bias)
+        output = output.transpose(1, 2)
         output = (output * self.head_steps()).reshape(*input_shape, -1)
         write = self.output_dictionary if config.free_output else self.dictionary
         return write(output, transposed=True) * self.output_scaling, attn_weights
