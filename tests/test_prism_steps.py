@@ -16,7 +16,7 @@ SHAPE = {
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
 }
-OURS = [name for name, arm in ARMS.items() if arm.preset is None]
+OURS = [name for name, arm in ARMS.items() if arm.preset is None and arm.ngram is None]
 
 
 def build(**fields) -> PrismStepsForCausalLM:
@@ -45,7 +45,7 @@ def as_complex(states: torch.Tensor) -> torch.Tensor:
 
 
 def naive(attention: PrismStepsAttention, z: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """One document (S, d), a loop per head and token, with rotary planes as complex numbers; `angles` is (H, S, D / 2)."""
+    """One document (S, d), a loop per head and token, rotary planes as complex numbers; `angles` is (H, S, D / 2)."""
     config, D = attention.config, attention.head_dim
     written = []
     for head in range(config.num_attention_heads):

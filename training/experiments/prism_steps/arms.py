@@ -2,7 +2,7 @@
 The arms: what of Prism's attention step is changed, and which objective the changed update still ascends.
 
 Notation: h_t = U z_t, the code of token t; R_t its rotation; R_c(Z | U) the coding rate of Z in the subspaces of U;
-eta the step size; w_k the weight of subspace k in `sum_k w_k R_c(Z | U_k)`, -1 for signal and lambda for noise subspaces.
+eta the step size; w_k the weight of subspace k in `sum_k w_k R_c(Z | U_k)`: -1 for signal, lambda for noise subspaces.
 """
 
 from dataclasses import dataclass, field
@@ -15,12 +15,13 @@ class Arm:
         objective: in one line, what the update ascends, or that it ascends nothing known.
         fields: of `PrismStepsConfig`, on top of the shape all arms share; of the preset's config, for a control.
         preset: a folder of configuration/models/, for a control; None: `PrismStepsConfig`.
-        signs: whether heads weigh +1 and -lambda, as published.
+        ngram: for a floor, the order of a Kneser-Ney model of as many tokens.
     """
 
     objective: str
     fields: dict = field(default_factory=dict)
     preset: str | None = None
+    ngram: int | None = None
 
 
 PLAIN = "J = -R_c(Z|U_S) + lambda R_c(Z|U_N), first order; scores of rotated codes, values of plain ones: approximate"
@@ -93,7 +94,10 @@ ARMS = {
     # Diagnostics
     "free-queries": Arm(NONE, step(0.2, free_queries=True)),
     "free-output": Arm(NONE, step(0.2, free_output=True)),
-    # Controls
+    # Controls and floors
     "llama": Arm(CONTROL, {"intermediate_size": 256}, preset="llama-tiny"),
     "gpt2": Arm(CONTROL, preset="gpt2-tiny"),
+    "bigram": Arm(CONTROL, ngram=2),
+    "trigram": Arm(CONTROL, ngram=3),
+    "4-gram": Arm(CONTROL, ngram=4),
 }

@@ -15,12 +15,13 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import DatasetDict
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
 from training import pretrain
-from training.data import load_texts, make_blocks, train_tokenizer
+from training.data import Blocks, load_texts, make_blocks, train_tokenizer
 from training.experiments.prism_steps.arms import ARMS
 from training.experiments.prism_steps.modeling import PrismStepsConfig
 from training.experiments.small_runs import (
@@ -32,6 +33,7 @@ from training.experiments.small_runs import (
     write_results,
 )
 from training.metrics import score_tokens
+from training.ngrams import KneserNey
 
 
 @dataclass
@@ -66,14 +68,14 @@ class PrismStepsArguments(CorpusArguments):
             "num_hidden_layers": self.num_hidden_layers,
         }
         preset = ARMS[arm].preset
-        if preset is None:
+        if preset is None and not ARMS[arm].ngram:
             # The preset of a model that training.pretrain can read: a folder with its config.
             shape |= {"vocab_size": 2048, "num_attention_heads": 8, "max_position_embeddings": 256}
             model = output_dir.parent / "configs" / output_dir.name
             PrismStepsConfig(**{**shape, **ARMS[arm].fields}).save_pretrained(model)
             overrides = ""
         else:
-            model = Path("configuration/models", preset)
+            model = Path("configuration/models", preset or "prism-tiny")
             overrides = ",".join(f"{name}={value}" for name, value in {**shape, **ARMS[arm].fields}.items())
         options = {
             "model_config": model,
@@ -119,27 +121,50 @@ def branch_ratio(model, input_ids: torch.Tensor) -> list[float]:
     ]
 
 
-@torch.no_grad()
-def bits_per_byte_to_report(model, tokenizer, data_arguments) -> float:
-    """Bits per byte on the validation stories that `training.pretrain` has not seen: it is given the first half."""
+def unseen_blocks(data_arguments, tokenizer) -> Blocks:
+    """The validation stories that `training.pretrain`, which is given the first of them, has not scored."""
     every = load_texts(dataclasses.replace(data_arguments, num_validation_stories=None))["validation"]
     unseen = every.select(range(data_arguments.num_validation_stories, len(every)))
-    blocks = make_blocks(DatasetDict(train=unseen, validation=unseen), tokenizer, data_arguments)
-    rows = torch.tensor(blocks.validation["input_ids"])
-    scores = torch.cat([score_tokens(model(batch, use_cache=False).logits, batch) for batch in rows.split(16)])
-    return scores[..., 0].mean().item() / math.log(2) / blocks.validation_bytes_per_token
+    return make_blocks(DatasetDict(train=unseen, validation=unseen), tokenizer, data_arguments)
+
+
+def floor(order: int, arguments: PrismStepsArguments, command: list[str]) -> dict:
+    """Both scores of a Kneser-Ney model that has counted as many tokens as the arms are trained on."""
+    _, data_arguments, training_arguments = pretrain.parse_arguments(command)
+    tokenizer = AutoTokenizer.from_pretrained(Path(arguments.output_dir, "tokenizer"))
+    num_tokens = arguments.max_steps * training_arguments.train_batch_size * arguments.block_size
+    blocks = make_blocks(load_texts(data_arguments), tokenizer, data_arguments)
+    counted = np.concatenate(blocks.train.select(range(num_tokens // arguments.block_size))["input_ids"])
+    model = KneserNey(counted, order, len(tokenizer))
+
+    def bits_per_byte(scored: Blocks) -> float:
+        nats = model.nats(np.concatenate(scored.validation["input_ids"])).mean()
+        return float(nats) / math.log(2) / scored.validation_bytes_per_token
+
+    return {
+        "tokens_seen": len(counted),
+        "bits_per_byte": bits_per_byte(blocks),
+        "bits_per_byte_to_report": bits_per_byte(unseen_blocks(data_arguments, tokenizer)),
+    }
 
 
 def run_one(arguments: PrismStepsArguments, job: tuple[str, float, int], stem: Path) -> list[dict]:
     """Trains one model and scores it."""
     arm, learning_rate, seed = job
     command = arguments.command(arm, learning_rate, seed, stem)
+    if ARMS[arm].ngram:
+        return [{"arm": arm, **floor(ARMS[arm].ngram, arguments, command)}]
     result = pretrain.main(command)
     del result["saved_in"]
     _, data_arguments, _ = pretrain.parse_arguments(command)
     tokenizer = AutoTokenizer.from_pretrained(stem)
     model = AutoModelForCausalLM.from_pretrained(stem).eval()
-    result["bits_per_byte_to_report"] = bits_per_byte_to_report(model, tokenizer, data_arguments)
+    unseen = unseen_blocks(data_arguments, tokenizer)
+    with torch.no_grad():
+        batches = torch.tensor(unseen.validation["input_ids"]).split(16)
+        scores = torch.cat([score_tokens(model(batch, use_cache=False).logits, batch) for batch in batches])
+    nats = scores[..., 0].mean().item()
+    result["bits_per_byte_to_report"] = nats / math.log(2) / unseen.validation_bytes_per_token
     torch.manual_seed(seed)
     untrained = AutoModelForCausalLM.from_config(model.config).eval()
     if hasattr(untrained, "set_noise_coefficient"):
@@ -160,6 +185,8 @@ def main(argv: list[str] | None = None) -> None:
         for seed in arguments.seeds
         for rate in arguments.learning_rates
         for arm in arguments.arms
+        # A floor has neither a rate nor a seed.
+        if not ARMS[arm].ngram or (seed, rate) == (arguments.seeds[0], arguments.learning_rates[0])
     }
     if not Path(folder, "tokenizer").is_dir():
         _, data_arguments, _ = pretrain.parse_arguments(
