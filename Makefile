@@ -1,17 +1,24 @@
-# Every target does its own set-up, in .venv: `make demo` and `make test` are all that a fresh machine needs.
+# Every target sets up .venv first, so a fresh machine needs only `make demo` or `make test`.
 
 PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+# Processes that run the tests, one thread each.
+WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/installed
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-transformers lint
+.PHONY: demo test test-fast test-transformers lint
 
-demo: $(INSTALLED)  ## train a small Prism on the built-in stories, then load it again and let it tell one
+demo: $(INSTALLED)  ## train a small Prism on the built-in stories, then load it and let it tell one
 	$(BIN)/python -m training.pretrain configuration/recipes/quickstart.yaml
 	$(BIN)/python -m training.tell outputs/quickstart --prompt "One day, Tom and Mia"
 
-test: $(INSTALLED)  ## the project's tests
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## all tests
+	$(PYTEST)
+
+test-fast: $(INSTALLED)  ## the unit tests
+	$(PYTEST) -m "not compile and not process and not experiment"
 
 test-transformers: $(INSTALLED)  ## transformers' own common model tests, on every family
 	$(BIN)/python -m tests.transformers_common.run
@@ -20,8 +27,8 @@ lint: $(INSTALLED)  ## ruff, as a check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,analysis,dev]"
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[train,analysis,dev]"
 	touch $(INSTALLED)

@@ -1,5 +1,14 @@
+import os
+import shutil
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+
+# Before torch and transformers read them, and handed on to the processes that tests start. One thread, so that workers
+# do not fight over cores and sums round alike everywhere; a cache of their own, so that workers do not share files.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HOME"] = HF_HOME = tempfile.mkdtemp(prefix="modeling-prism-tests-")
 
 import pytest
 import torch
@@ -7,6 +16,10 @@ import yaml
 
 from training.experiments import small_runs
 from training.tasks.stories import stories
+
+
+def pytest_unconfigure():
+    shutil.rmtree(HF_HOME, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
