@@ -1,24 +1,39 @@
 """Momentum model configuration."""
 
 import math
-from typing import ClassVar
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.configuration_llama import LlamaConfig
+
+from .configuration_checks import (
+    CheckedConfig,
+    activation,
+    at_least,
+    checked,
+    not_negative,
+    one_of,
+    positive,
+    probability,
+)
+
+
+def is_gamma(value: Any) -> bool:
+    return all(math.isfinite(gamma) for gamma in (value if isinstance(value, list) else [value]))
 
 
 @strict
-class MomentumConfig(LlamaConfig):
+class MomentumConfig(CheckedConfig, LlamaConfig):
     r"""
     Configuration of a Momentum model ("Momentum Attention: The Physics of In-Context Learning and Spectral Forensics
-    for Mechanistic Interpretability", Maitra, arXiv 2602.04902): a `LlamaConfig` with three fields more. The config of
-    any Llama folder is one.
+    for Mechanistic Interpretability", Maitra, arXiv 2602.04902): a `LlamaConfig` with three more fields. The config of
+    any Llama folder is valid.
 
     Args:
-        momentum_gamma (`float` or `list[float]`, *optional*): gamma, how much of the difference to the previous token
-            is added to queries and keys: one number, or one for each layer. 0 is plain Llama. Default: the published
-            law `4.17 * num_hidden_layers ** -0.74`, resolved here, so that a saved config holds the number.
+        momentum_gamma (`float` or `list[float]`, *optional*): gamma, the weight of the difference to the previous
+            token that is added to queries and keys: one number, or one per layer. 0 is plain Llama. Default: the
+            published law `4.17 * num_hidden_layers ** -0.74`, resolved here, so that a saved config holds the number.
         momentum_streams (`str`, defaults to `"qk"`): what is sheared: `"qk"` queries and keys (as published), `"k"`
             keys alone, `"q"` queries alone.
         momentum_placement (`str`, defaults to `"post_rope"`): shear after the rotary embedding (`"post_rope"`, as
@@ -26,9 +41,9 @@ class MomentumConfig(LlamaConfig):
         kwargs: every field of `LlamaConfig`.
 
     Raises:
-        ValueError: a `momentum_gamma` that is not finite or has not one number a layer, an unknown `momentum_streams`
-            or `momentum_placement`, head counts that do not divide, an unknown activation, or an epsilon that is not
-            a finite number above 0.
+        ValueError: `momentum_gamma` is not finite or does not hold one number per layer; a size is below 1; a dropout
+            is not a probability; an epsilon or RoPE base is not a finite number above 0; head counts do not divide;
+            `head_dim` is odd; a stream, placement, activation or RoPE type is unknown.
 
     Example:
 
@@ -42,26 +57,36 @@ class MomentumConfig(LlamaConfig):
     ```"""
 
     model_type = "momentum"
-    # Saving a config saves this file beside it, so that `trust_remote_code=True` finds the class.
-    _auto_class: ClassVar[str | None] = "AutoConfig"
 
-    momentum_gamma: float | int | list[float | int] | None = None
-    momentum_streams: str = "qk"
-    momentum_placement: str = "post_rope"
-    # Llama's, but whole numbers reach the check below.
-    rms_norm_eps: float | int = 1e-6
+    momentum_gamma: float | int | list[float | int] | None = checked(
+        is_gamma, "must be a finite number, or a list of them (0 is plain Llama, None the published law)", default=None
+    )
+    momentum_streams: str = one_of(("qk", "k", "q"), default="qk")
+    momentum_placement: str = one_of(("post_rope", "pre_rope"), default="post_rope")
+
+    # Llama's fields and defaults, with conditions.
+    vocab_size: int = at_least(1, default=32000)
+    hidden_size: int = at_least(1, default=4096)
+    intermediate_size: int = at_least(1, default=11008)
+    num_hidden_layers: int = at_least(1, default=32)
+    num_attention_heads: int = at_least(1, default=32)
+    num_key_value_heads: int | None = at_least(1, default=None)
+    head_dim: int | None = at_least(1, default=None)
+    max_position_embeddings: int = at_least(1, default=2048)
+    hidden_act: str = activation(default="silu")
+    attention_dropout: int | float | None = probability(default=0.0)
+    initializer_range: float = not_negative(default=0.02)
+    rms_norm_eps: float | int = positive(default=1e-6)
 
     def __post_init__(self, **kwargs):
-        # Derived from gamma, below.
+        # A property, below.
         kwargs.pop("layer_types", None)
         self.resolve_gamma()
         super().__post_init__(**kwargs)
-        # `@strict` would call it too, but wrap what it raises; from here users get a plain ValueError.
-        self.validate_architecture()
 
     def resolve_gamma(self):
-        """Replaces a `momentum_gamma` of None by the published law (arXiv 2602.04902)."""
-        if self.momentum_gamma is None and self.num_hidden_layers > 0:
+        """Replaces a `momentum_gamma` of None with the published law (arXiv 2602.04902)."""
+        if self.momentum_gamma is None:
             self.momentum_gamma = 4.17 * self.num_hidden_layers**-0.74
 
     @property
@@ -77,37 +102,31 @@ class MomentumConfig(LlamaConfig):
         return ["full_attention" if gamma == 0 else "hybrid" for gamma in self.layer_gammas]
 
     def validate_architecture(self):
-        """Checks what no field's type can say. Raises `ValueError`."""
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        """Checks how the fields fit together. Raises `ValueError`."""
         super().validate_architecture()
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(
-                "`hidden_act` must be an activation that transformers knows, such as gelu, relu, silu or tanh, got "
-                f"{self.hidden_act!r}."
-            )
-        if not (math.isfinite(self.rms_norm_eps) and self.rms_norm_eps > 0):
-            raise ValueError(f"`rms_norm_eps` must be a finite number above 0, got {self.rms_norm_eps}.")
-        if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads != 0:
+        if self.num_attention_heads % self.num_key_value_heads != 0:
             raise ValueError(
                 f"`num_key_value_heads`={self.num_key_value_heads} must divide `num_attention_heads`="
-                f"{self.num_attention_heads}; leave it out for as many key as query heads."
+                f"{self.num_attention_heads}; leave it out for as many key heads as query heads."
             )
-        gammas = self.layer_gammas
-        if not all(isinstance(gamma, float | int) and math.isfinite(gamma) for gamma in gammas):
+        if self.head_dim % 2 != 0:
             raise ValueError(
-                f"`momentum_gamma` must be a finite number, or a list of them, got {self.momentum_gamma}; 0 is plain "
-                "Llama, None the published law."
+                f"`head_dim`={self.head_dim} is odd and cannot be rotated in pairs; choose an even `head_dim`, or "
+                "leave it out and choose `hidden_size` and `num_attention_heads` so that their quotient is even."
             )
-        if len(gammas) != self.num_hidden_layers:
+        rope_type, theta = (self.rope_parameters.get(name) for name in ("rope_type", "rope_theta"))
+        if rope_type not in ("default", *ROPE_INIT_FUNCTIONS):
             raise ValueError(
-                f"`momentum_gamma` holds {len(gammas)} numbers for `num_hidden_layers`={self.num_hidden_layers}: give "
-                "one number, or one for each layer."
+                f"`rope_type` in `rope_parameters` must be one of default, {', '.join(ROPE_INIT_FUNCTIONS)}, got "
+                f"{rope_type!r}."
             )
-        for name, known in (("momentum_streams", ("qk", "k", "q")), ("momentum_placement", ("post_rope", "pre_rope"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        if not (isinstance(theta, float | int) and math.isfinite(theta) and theta > 0):
+            raise ValueError(f"`rope_theta` in `rope_parameters` must be a finite number above 0, got {theta!r}.")
+        if len(self.layer_gammas) != self.num_hidden_layers:
+            raise ValueError(
+                f"`momentum_gamma` holds {len(self.layer_gammas)} numbers for `num_hidden_layers`="
+                f"{self.num_hidden_layers}: give one number, or one per layer."
+            )
 
 
 __all__ = ["MomentumConfig"]

@@ -1,15 +1,15 @@
 """Prism model configuration."""
 
 import math
-from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
+
+from .configuration_checks import CheckedConfig, activation, at_least, not_negative, positive, probability
 
 
 @strict
-class PrismConfig(PreTrainedConfig):
+class PrismConfig(CheckedConfig, PreTrainedConfig):
     r"""
     Configuration of a Prism model ("PRISM: Deriving the Transformer as a Signal-Denoising Operator via Maximum Coding
     Rate Reduction", Huang, arXiv 2601.15540).
@@ -67,27 +67,25 @@ class PrismConfig(PreTrainedConfig):
         "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
         "norm": (["hidden_states"], ["hidden_states"]),
     }
-    # Saving a config saves this file beside it, so that `trust_remote_code=True` finds the class.
-    _auto_class: ClassVar[str | None] = "AutoConfig"
 
-    vocab_size: int = 50304
-    hidden_size: int = 512
-    intermediate_size: int = 2048
-    num_hidden_layers: int = 8
-    num_attention_heads: int = 16
+    vocab_size: int = at_least(1, default=50304)
+    hidden_size: int = at_least(1, default=512)
+    intermediate_size: int = at_least(1, default=2048)
+    num_hidden_layers: int = at_least(1, default=8)
+    num_attention_heads: int = at_least(2, default=16)
     num_signal_heads: int | None = None
-    dictionary_expansion: int = 2
+    dictionary_expansion: int = at_least(1, default=2)
     head_dim: int | None = None
-    signal_rope_theta: float | int = 10000 * math.pi
-    noise_rope_theta: float | int = 10000 / math.pi
-    noise_coefficient: float | int = 0.1
+    signal_rope_theta: float | int = positive(default=10000 * math.pi)
+    noise_rope_theta: float | int = positive(default=10000 / math.pi)
+    noise_coefficient: float | int = not_negative(default=0.1)
     learned_position_embeddings: bool = False
-    max_position_embeddings: int = 512
-    hidden_act: str = "gelu"
-    attention_dropout: float | int = 0.0
-    hidden_dropout: float | int = 0.0
-    initializer_range: float = 0.02
-    layer_norm_eps: float | int = 1e-5
+    max_position_embeddings: int = at_least(1, default=512)
+    hidden_act: str = activation(default="gelu")
+    attention_dropout: float | int = probability(default=0.0)
+    hidden_dropout: float | int = probability(default=0.0)
+    initializer_range: float = not_negative(default=0.02)
+    layer_norm_eps: float | int = positive(default=1e-5)
     tie_word_embeddings: bool = True
     use_cache: bool = True
     pad_token_id: int | None = None
@@ -97,22 +95,13 @@ class PrismConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.num_signal_heads is None:
             self.num_signal_heads = self.num_attention_heads // 2
-        # An impossible head count is reported by `validate_architecture`, with the remedy.
+        # `validate_architecture` reports an impossible head count, with the remedy.
         if self.head_dim is None and self.num_signal_heads > 0:
             self.head_dim = self.dictionary_expansion * self.hidden_size // self.num_signal_heads
         super().__post_init__(**kwargs)
-        # `@strict` would call it too, but wrap what it raises; from here users get a plain ValueError.
-        self.validate_architecture()
 
     def validate_architecture(self):
-        """Checks what no field's type can say. Raises `ValueError`."""
-        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings")
-        for name, least in (*((name, 1) for name in sizes), ("dictionary_expansion", 1), ("num_attention_heads", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
-        for name in ("attention_dropout", "hidden_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` is a probability, from 0 to 1, got {getattr(self, name)}.")
+        """Checks how the fields fit together. Raises `ValueError`."""
         if not 1 <= self.num_signal_heads <= self.num_attention_heads - 1:
             raise ValueError(
                 f"`num_signal_heads` must leave at least one head to each bank: got {self.num_signal_heads} of "
@@ -136,26 +125,6 @@ class PrismConfig(PreTrainedConfig):
                 f"`head_dim`={head_dim} is odd and cannot be rotated in pairs; choose `hidden_size`, "
                 "`dictionary_expansion` and `num_signal_heads` so that their head width is even."
             )
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(
-                "`hidden_act` must be an activation that transformers knows, such as gelu, relu, silu or tanh, got "
-                f"{self.hidden_act!r}."
-            )
-        for name in ("signal_rope_theta", "noise_rope_theta", "layer_norm_eps"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"`{name}` must be a finite number above 0, got {getattr(self, name)}.")
-        validate_noise_coefficient(self.noise_coefficient)
-
-
-def validate_noise_coefficient(value: float, name: str = "noise_coefficient") -> float:
-    """Returns lambda as a `float`, or refuses it with a `ValueError` if it is negative or no finite number."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"`{name}` must be a finite number of at least 0, got {value!r}.")
-    return number
 
 
 __all__ = ["PrismConfig"]

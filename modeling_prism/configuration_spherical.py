@@ -1,15 +1,13 @@
 """Spherical model configuration."""
 
-import math
-from typing import ClassVar
-
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
+
+from .configuration_checks import CheckedConfig, activation, at_least, one_of, positive, probability
 
 
 @strict
-class SphericalConfig(PreTrainedConfig):
+class SphericalConfig(CheckedConfig, PreTrainedConfig):
     r"""
     Configuration of a Spherical model ("The Geometric Inductive Bias of Grokking: Bypassing Phase Transitions via
     Architectural Topology", Yildirim, arXiv 2603.05228). Sizes default to the published model.
@@ -70,24 +68,22 @@ class SphericalConfig(PreTrainedConfig):
         "embedding_norm": (["hidden_states"], ["hidden_states"]),
         "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
     }
-    # Saving a config saves this file beside it, so that `trust_remote_code=True` finds the class.
-    _auto_class: ClassVar[str | None] = "AutoConfig"
 
-    vocab_size: int = 114
-    hidden_size: int = 128
-    intermediate_size: int = 512
-    num_hidden_layers: int = 1
-    num_attention_heads: int = 4
-    max_position_embeddings: int = 512
-    residual_norm: str = "sphere"
+    vocab_size: int = at_least(1, default=114)
+    hidden_size: int = at_least(1, default=128)
+    intermediate_size: int = at_least(1, default=512)
+    num_hidden_layers: int = at_least(1, default=1)
+    num_attention_heads: int = at_least(1, default=4)
+    max_position_embeddings: int = at_least(1, default=512)
+    residual_norm: str = one_of(("sphere", "layer_norm", "rms_norm"), default="sphere")
     norm_affine: bool = True
     bounded_unembedding: bool = True
-    logit_scale: float | int = 10.0
-    attention_routing: str = "softmax"
-    hidden_act: str = "relu"
-    attention_dropout: float | int = 0.0
-    hidden_dropout: float | int = 0.0
-    layer_norm_eps: float | int = 1e-5
+    logit_scale: float | int = positive(default=10.0)
+    attention_routing: str = one_of(("softmax", "uniform"), default="softmax")
+    hidden_act: str = activation(default="relu")
+    attention_dropout: float | int = probability(default=0.0)
+    hidden_dropout: float | int = probability(default=0.0)
+    layer_norm_eps: float | int = positive(default=1e-5)
     tie_word_embeddings: bool = False
     use_cache: bool = True
     pad_token_id: int | None = None
@@ -95,53 +91,30 @@ class SphericalConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs):
-        # Derived from the routing, below.
+        # A property, below.
         kwargs.pop("layer_types", None)
         super().__post_init__(**kwargs)
-        # `@strict` would call it too, but wrap what it raises; from here users get a plain ValueError.
-        self.validate_architecture()
 
     @property
     def layer_types(self) -> list[str]:
         """What a cache holds for each layer: keys and values or, with uniform routing, a running sum."""
-        layer_type = {"softmax": "full_attention", "uniform": "running_mean"}.get(self.attention_routing)
+        layer_type = "running_mean" if self.attention_routing == "uniform" else "full_attention"
         return [layer_type] * self.num_hidden_layers
 
     def validate_layer_type(self):
-        """Nothing to check: `layer_types` is derived, and "running_mean" is not among the types transformers lists."""
+        """Accepts "running_mean", which transformers does not list."""
 
     def validate_architecture(self):
-        """Checks what no field's type can say. Raises `ValueError`."""
-        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        for name in (*sizes, "max_position_embeddings"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        """Checks how the fields fit together. Raises `ValueError`."""
         if self.hidden_size % self.num_attention_heads != 0:
             raise ValueError(
                 f"`num_attention_heads`={self.num_attention_heads} must divide `hidden_size`={self.hidden_size}; "
                 "change one of the two."
             )
-        for name, known in (
-            ("residual_norm", ("sphere", "layer_norm", "rms_norm")),
-            ("attention_routing", ("softmax", "uniform")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(
-                "`hidden_act` must be an activation that transformers knows, such as gelu, relu, silu or tanh, got "
-                f"{self.hidden_act!r}."
-            )
-        for name in ("logit_scale", "layer_norm_eps"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"`{name}` must be a finite number above 0, got {getattr(self, name)}.")
-        for name in ("attention_dropout", "hidden_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` is a probability, from 0 to 1, got {getattr(self, name)}.")
         if self.attention_routing == "uniform" and self.attention_dropout > 0:
             raise ValueError(
-                f"`attention_dropout`={self.attention_dropout} has no attention weights to drop with "
-                "`attention_routing='uniform'`: set it to 0; `hidden_dropout` drops what attention adds."
+                f"`attention_dropout`={self.attention_dropout} has no effect: `attention_routing='uniform'` has no "
+                "attention weights to drop. Set it to 0; `hidden_dropout` drops the attention's output."
             )
 
 

@@ -16,27 +16,47 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.gpt_neox.modeling_gpt_neox import eager_attention_forward
-from transformers.models.llama.modeling_llama import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_prism import PrismConfig, validate_noise_coefficient
+from .configuration_prism import PrismConfig
+from .modeling_common import (
+    CommonForCausalLM,
+    CommonForSequenceClassification,
+    CommonPreTrainedModel,
+    learned_positions,
+)
+
+
+class PrismDictionary(nn.Module):
+    """
+    The dictionary U, of shape (M, d), applied on both sides: `U z` gives the codes of z, `U^T y` combines codes.
+
+    Not an `nn.Linear`: tools that hook, offload or replace a linear layer expect it to be used once.
+    """
+
+    def __init__(self, num_codes: int, hidden_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_codes, hidden_size))
+
+    def forward(self, states: torch.Tensor, transposed: bool = False) -> torch.Tensor:
+        """Maps (..., d) to (..., M), or if `transposed` (..., M) to (..., d)."""
+        return torch.matmul(states, self.weight if transposed else self.weight.t())
 
 
 class PrismRotaryEmbedding(nn.Module):
     """
-    Angles of pi-RoPE: head h turns by `position * theta_h ** (-2 j / D)` in plane j, with one base a bank.
+    Angles of pi-RoPE: head h turns by `position * theta_h ** (-2 j / D)` in plane j, with one base per bank.
 
-    Angles are computed from the config in fp32 at every call: a stored buffer would be rounded by `model.bfloat16()`,
-    and in bf16 512 positions collapse to 385.
+    Every call computes the angles in fp32 from the config: `model.bfloat16()` would round a stored buffer, and in bf16
+    512 positions collapse to 385.
     """
 
     def __init__(self, config: PrismConfig):
@@ -62,26 +82,10 @@ class PrismRotaryEmbedding(nn.Module):
 
 def apply_rotary_pos_emb(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotates `states` (B, H, S, D) in the planes (j, j + D / 2) by the angles of `cos` and `sin` (B, H, S, D / 2)."""
-    # `unbind` makes no zero-filled gradients, `addcmul` saves a pass a half: 5 % of a training step on a CPU.
+    # `unbind` makes no zero-filled gradients, `addcmul` saves a pass per half: 5 % of a training step on a CPU.
     first, second = states.unflatten(-1, (2, -1)).unbind(-2)
     rotated = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
     return torch.cat(rotated, dim=-1)
-
-
-class PrismDictionary(nn.Module):
-    """
-    The dictionary U, of shape (M, d), applied on both sides: `U z` gives the codes of z, `U^T y` puts codes together.
-
-    A module of its own and no `nn.Linear`: whatever hooks, offloads or replaces a linear layer expects one use of it.
-    """
-
-    def __init__(self, num_codes: int, hidden_size: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_codes, hidden_size))
-
-    def forward(self, states: torch.Tensor, transposed: bool = False) -> torch.Tensor:
-        """Maps (..., d) to (..., M), or if `transposed` (..., M) to (..., d)."""
-        return torch.matmul(states, self.weight if transposed else self.weight.t())
 
 
 class PrismAttention(nn.Module):
@@ -99,8 +103,8 @@ class PrismAttention(nn.Module):
         self.is_causal = True
 
         self.dictionary = PrismDictionary(config.num_attention_heads * self.head_dim, config.hidden_size)
-        # +1 for signal heads, -lambda for noise heads. A buffer, so that a new lambda moves with the device and does
-        # not recompile; not saved, because the config is where lambda is kept.
+        # +1 for signal heads, -lambda for noise heads. As a buffer it follows the device, and a new lambda does not
+        # recompile. It is not saved: the config holds lambda.
         self.head_gain = nn.Buffer(torch.ones(config.num_attention_heads), persistent=False)
         self.set_noise_coefficient(config.noise_coefficient)
 
@@ -149,7 +153,7 @@ class PrismMLP(nn.Module):
         super().__init__()
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-        # Read by `_init_weights`, which custom models see called on modules that hold weights, never on their parents.
+        # For `_init_weights`, which transformers calls on modules that hold weights, not on their parents.
         self.down_proj.initializer_std = config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
         self.act_fn = ACT2FN[config.hidden_act]
 
@@ -173,18 +177,10 @@ class PrismDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.dropout(mlp_output)
 
 
-class PrismPreTrainedModel(PreTrainedModel):
+class PrismPreTrainedModel(CommonPreTrainedModel):
     config: PrismConfig
     config_class = PrismConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
     _no_split_modules = ["PrismDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _can_compile_fullgraph = True
-    _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": PrismDecoderLayer, "attentions": PrismAttention}
 
     @torch.no_grad()
@@ -195,50 +191,42 @@ class PrismPreTrainedModel(PreTrainedModel):
             if not getattr(module.weight, "_is_hf_initialized", False):
                 module.weight.copy_(init.orthogonal_(torch.empty_like(module.weight, dtype=torch.float)))
         elif isinstance(module, PrismAttention):
-            # Buffers that are not saved hold garbage after `from_pretrained` until they are filled here.
+            # `from_pretrained` leaves garbage in buffers that are not saved.
             module.set_noise_coefficient(self.config.noise_coefficient)
         elif hasattr(module, "initializer_std"):
             init.normal_(module.weight, mean=0.0, std=module.initializer_std)
 
     def set_noise_coefficient(self, value: float):
         """
-        Sets lambda, the weight of the subtracted noise heads, in every layer and in the config (so it is saved).
+        Sets lambda, the weight of the subtracted noise heads, in every layer and in the config.
 
         Args:
             value (`float`): the new lambda, finite and at least 0 (published: from 0.01 to 0.1 over a run).
 
-        The config is where lambda is kept: `save_pretrained` carries it, a bare `state_dict` does not, and assigning
+        The config holds lambda: `save_pretrained` saves it, a bare `state_dict` does not. Assigning
         `config.noise_coefficient` changes what is saved but not what is computed.
         """
-        value = validate_noise_coefficient(value)
-        self.config.noise_coefficient = value
+        self.config.noise_coefficient = float(value)
         for module in self.modules():
             if isinstance(module, PrismAttention):
                 module.set_noise_coefficient(value)
 
-    def save_pretrained(self, save_directory, **kwargs):
-        # Whatever head is saved, every Auto class must find its class there with `trust_remote_code=True`.
-        self.config.auto_map = {
-            "AutoConfig": "configuration_prism.PrismConfig",
-            "AutoModel": "modeling_prism.PrismModel",
-            "AutoModelForCausalLM": "modeling_prism.PrismForCausalLM",
-            "AutoModelForSequenceClassification": "modeling_prism.PrismForSequenceClassification",
-        }
-        super().save_pretrained(save_directory, **kwargs)
 
-
-class PrismModel(PrismPreTrainedModel):
+class PrismModel(PrismPreTrainedModel, LlamaModel):
     """
-    The decoder without a head.
+    The decoder without a head; `forward` is that of `LlamaModel`, with learned positions and dropout in front.
 
-    `forward` takes and returns what `LlamaModel.forward` does: token ids or embeddings of shape (B, S), an attention
-    mask (B, T) for padding, position ids (B, S) that may restart at 0 to keep packed documents apart, and a cache.
+    It tells packed documents (position ids that restart at 0) apart in evaluation too: Llama does so only where no
+    cache is made.
+
+    Raises:
+        ValueError: a position lies beyond the learned table.
     """
 
     _auto_class = "AutoModel"
 
     def __init__(self, config: PrismConfig):
-        super().__init__(config)
+        PreTrainedModel.__init__(self, config)
         # Again: `PrismConfig.from_pretrained(path, num_signal_heads=4)` sets values after validation.
         config.validate_architecture()
         self.padding_idx = config.pad_token_id
@@ -257,8 +245,6 @@ class PrismModel(PrismPreTrainedModel):
 
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -269,92 +255,28 @@ class PrismModel(PrismPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
-        if (input_ids is None) ^ (inputs_embeds is not None):
-            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-
+        inputs_embeds = self.embed(input_ids, inputs_embeds)
+        # Before Llama makes a cache: with one, it does not tell packed documents apart.
+        causal_mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
         if self.config.learned_position_embeddings:
-            self._check_positions(position_ids, inputs_embeds.shape[1], past_key_values)
-        if position_ids is None:
-            past_seen_tokens = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_seen_tokens
-            position_ids = position_ids.unsqueeze(0)
-
-        # Before a cache is made: packed documents are told apart only in a pass that starts without one.
-        causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            position_ids = learned_positions(self.config, position_ids, inputs_embeds, past_key_values)
+            inputs_embeds = inputs_embeds + self.embed_positions(position_ids)
+        return super().forward(
+            attention_mask=causal_mask,
             position_ids=position_ids,
-        )
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-
-        hidden_states = inputs_embeds
-        if self.config.learned_position_embeddings:
-            hidden_states = hidden_states + self.embed_positions(position_ids)
-        hidden_states = self.dropout(hidden_states)
-        position_embeddings = self.rotary_emb(hidden_states, position_ids)
-
-        for decoder_layer in self.layers:
-            hidden_states = decoder_layer(
-                hidden_states,
-                attention_mask=causal_mask,
-                position_embeddings=position_embeddings,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                **kwargs,
-            )
-
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states),
             past_key_values=past_key_values,
+            inputs_embeds=self.dropout(inputs_embeds),
+            use_cache=use_cache,
+            **kwargs,
         )
 
-    def _check_positions(self, position_ids: torch.Tensor | None, num_tokens: int, past_key_values: Cache | None):
-        """Refuses positions beyond the learned table, where their values can be read without breaking a graph."""
-        if position_ids is None:
-            past = past_key_values.get_seq_length() if past_key_values is not None else 0
-            last = past + num_tokens - 1 if isinstance(past, int) else num_tokens - 1
-        elif torch.compiler.is_compiling() or position_ids.is_meta:
-            return
-        else:
-            last = int(position_ids.max())
-        if last >= self.config.max_position_embeddings:
-            raise ValueError(
-                f"Position {last} lies beyond the learned position table of `max_position_embeddings`="
-                f"{self.config.max_position_embeddings}: shorten the sequence (positions count from 0), or train with "
-                "`learned_position_embeddings=False`."
-            )
+
+class PrismForCausalLM(PrismPreTrainedModel, CommonForCausalLM):
+    base_class = PrismModel
 
 
-class PrismForCausalLM(PrismPreTrainedModel, LlamaForCausalLM):
-    """Prism with a language-model head; `forward` is that of `LlamaForCausalLM`."""
-
-    _auto_class = "AutoModelForCausalLM"
-
-    def __init__(self, config: PrismConfig):
-        PreTrainedModel.__init__(self, config)
-        self.model = PrismModel(config)
-        self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-
-class PrismForSequenceClassification(GenericForSequenceClassification, PrismPreTrainedModel):
-    """Prism with a classification head that reads the last token that is not padding."""
-
-    _auto_class = "AutoModelForSequenceClassification"
-
-    def __init__(self, config: PrismConfig):
-        PreTrainedModel.__init__(self, config)
-        self.num_labels = config.num_labels
-        self.model = PrismModel(config)
-        self.score = nn.Linear(config.hidden_size, self.num_labels, bias=False)
-        self.post_init()
+class PrismForSequenceClassification(CommonForSequenceClassification, PrismPreTrainedModel):
+    base_class = PrismModel
 
 
 __all__ = ["PrismForCausalLM", "PrismForSequenceClassification", "PrismModel", "PrismPreTrainedModel"]

@@ -17,19 +17,18 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.gpt_neox.modeling_gpt_neox import eager_attention_forward
-from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_spherical import SphericalConfig
-from .routing_spherical import create_running_mean_mask, find_positions, running_sum
+from .modeling_common import CommonForCausalLM, CommonForSequenceClassification, CommonPreTrainedModel
+from .state_spherical import SphericalGeneration, find_positions, running_sum
 
 
 def project(states: torch.Tensor) -> torch.Tensor:
@@ -81,9 +80,6 @@ class SphericalAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    # What a layer's `attention_mask` holds, made once for all layers.
-    create_mask = staticmethod(create_causal_mask)
-
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -121,11 +117,9 @@ class SphericalUniformAttention(SphericalAttention):
     """
     Attention with all scores zero: each token reads the mean of the values it may see, itself included.
 
-    As published, `q_proj` and `k_proj` are there but take no part. They get no gradient: DistributedDataParallel wants
-    `find_unused_parameters=True`, which Trainer sets unless gradients are checkpointed.
+    As published, `q_proj` and `k_proj` exist but are not used. They get no gradient, so DistributedDataParallel needs
+    `find_unused_parameters=True`; Trainer sets it unless gradients are checkpointed.
     """
-
-    create_mask = staticmethod(create_running_mean_mask)
 
     def forward(
         self,
@@ -135,16 +129,13 @@ class SphericalUniformAttention(SphericalAttention):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         counts, real, first = (attention_mask[name] for name in ("counts", "real", "first"))
-        # Time last: sums run along memory. (B, d, S)
+        # (B, d, S): with time last, sums run along memory.
         value_states = self.v_proj(hidden_states).transpose(1, 2).contiguous()
         sums = running_sum(value_states, real, first)
         if past_key_values is not None:
             sums, counts = past_key_values.update(sums, counts, self.layer_idx)
         attn_output = (sums / counts.clamp(min=1)).to(hidden_states.dtype)
         return self.o_proj(attn_output.transpose(1, 2)), attention_mask["weights"]
-
-
-ROUTINGS = {"softmax": SphericalAttention, "uniform": SphericalUniformAttention}
 
 
 class SphericalMLP(nn.Module):
@@ -161,7 +152,8 @@ class SphericalMLP(nn.Module):
 class SphericalDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: SphericalConfig, layer_idx: int):
         super().__init__()
-        self.self_attn = ROUTINGS[config.attention_routing](config, layer_idx)
+        uniform = config.attention_routing == "uniform"
+        self.self_attn = (SphericalUniformAttention if uniform else SphericalAttention)(config, layer_idx)
         self.attention_norm = make_norm(config)
         self.mlp = SphericalMLP(config)
         self.mlp_norm = make_norm(config)
@@ -173,18 +165,10 @@ class SphericalDecoderLayer(GradientCheckpointingLayer):
         return self.mlp_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
 
 
-class SphericalPreTrainedModel(PreTrainedModel):
+class SphericalPreTrainedModel(SphericalGeneration, CommonPreTrainedModel):
     config: SphericalConfig
     config_class = SphericalConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
     _no_split_modules = ["SphericalDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _can_compile_fullgraph = True
-    _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": SphericalDecoderLayer, "attentions": SphericalAttention}
 
     @torch.no_grad()
@@ -198,37 +182,6 @@ class SphericalPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, mean=0.0, std=1.0)
 
-    @staticmethod
-    def create_masks_for_generate(
-        config: SphericalConfig,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
-        position_ids: torch.Tensor | None = None,
-        **kwargs,
-    ) -> torch.Tensor | dict[str, torch.Tensor | None] | None:
-        """What all layers share. `generate` makes it outside the compiled forward pass, which takes it as its mask."""
-        create_mask = ROUTINGS[config.attention_routing].create_mask
-        return create_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids)
-
-    def init_continuous_batching(self, *args, **kwargs):
-        if self.config.attention_routing == "uniform":
-            raise ValueError(
-                "Continuous batching (`generate_batch`) pages keys and values, of which uniform routing has none: "
-                "call `generate` with a padded batch."
-            )
-        return super().init_continuous_batching(*args, **kwargs)
-
-    def save_pretrained(self, save_directory, **kwargs):
-        # Whatever head is saved, every Auto class must find its class there with `trust_remote_code=True`.
-        self.config.auto_map = {
-            "AutoConfig": "configuration_spherical.SphericalConfig",
-            "AutoModel": "modeling_spherical.SphericalModel",
-            "AutoModelForCausalLM": "modeling_spherical.SphericalForCausalLM",
-            "AutoModelForSequenceClassification": "modeling_spherical.SphericalForSequenceClassification",
-        }
-        super().save_pretrained(save_directory, **kwargs)
-
 
 class SphericalModel(SphericalPreTrainedModel):
     """
@@ -236,16 +189,16 @@ class SphericalModel(SphericalPreTrainedModel):
 
     `forward` takes and returns what `LlamaModel.forward` does: token ids or embeddings of shape (B, S), an attention
     mask (B, T) for padding, position ids (B, S) that may restart at 0 to keep packed documents apart, and a cache.
-    Positions that are not given count the tokens that are not padding.
+    Without `position_ids`, positions count real tokens and skip padding.
 
     Raises:
-        ValueError: a position beyond the learned table, or what `SphericalUniformAttention.create_mask` refuses.
+        ValueError: a position lies beyond the learned table, or uniform routing cannot use the mask or the cache.
     """
 
     _auto_class = "AutoModel"
 
     def __init__(self, config: SphericalConfig):
-        super().__init__(config)
+        PreTrainedModel.__init__(self, config)
         # Again: `from_pretrained(path, attention_routing="uniform")` sets values after validation.
         config.validate_architecture()
         self.padding_idx = config.pad_token_id
@@ -274,15 +227,12 @@ class SphericalModel(SphericalPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
-        if (input_ids is None) ^ (inputs_embeds is not None):
-            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
+        inputs_embeds = self.embed(input_ids, inputs_embeds)
         positions = find_positions(self.config, position_ids, inputs_embeds, attention_mask, past_key_values)
         if position_ids is None and kwargs.get("cu_seq_lens_q") is not None:
             raise ValueError("`cu_seq_lens_q` does not tell where positions restart: pass `position_ids` too.")
 
-        # Before a cache is made: packed documents are told apart only in a pass that starts without one.
+        # Before a cache is made: transformers tells packed documents apart only without one.
         attention_mask = self.create_masks_for_generate(
             self.config, inputs_embeds, attention_mask, past_key_values, position_ids
         )
@@ -303,39 +253,21 @@ class SphericalModel(SphericalPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
 
-class SphericalForCausalLM(SphericalPreTrainedModel, LlamaForCausalLM):
-    """Spherical with a language-model head; `forward` is that of `LlamaForCausalLM`."""
+class SphericalForCausalLM(SphericalPreTrainedModel, CommonForCausalLM):
+    base_class = SphericalModel
 
-    _auto_class = "AutoModelForCausalLM"
-
-    def __init__(self, config: SphericalConfig):
-        PreTrainedModel.__init__(self, config)
-        self.model = SphericalModel(config)
-        self.vocab_size = config.vocab_size
-        if config.bounded_unembedding:
-            self.lm_head = SphericalUnembedding(config)
-        else:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+    def make_head(self, config: SphericalConfig) -> nn.Module:
+        return SphericalUnembedding(config) if config.bounded_unembedding else super().make_head(config)
 
     def _get_resized_lm_head(self, old_lm_head: nn.Linear, *args, **kwargs) -> nn.Linear:
-        # What transformers makes is a plain `nn.Linear`, whose logits have no bound.
+        # transformers makes a plain `nn.Linear`, whose logits have no bound.
         resized = super()._get_resized_lm_head(old_lm_head, *args, **kwargs)
         old_lm_head.weight, old_lm_head.out_features = resized.weight, resized.out_features
         return old_lm_head
 
 
-class SphericalForSequenceClassification(GenericForSequenceClassification, SphericalPreTrainedModel):
-    """Spherical with a linear classification head that reads the last token that is not padding."""
-
-    _auto_class = "AutoModelForSequenceClassification"
-
-    def __init__(self, config: SphericalConfig):
-        PreTrainedModel.__init__(self, config)
-        self.num_labels = config.num_labels
-        self.model = SphericalModel(config)
-        self.score = nn.Linear(config.hidden_size, self.num_labels, bias=False)
-        self.post_init()
+class SphericalForSequenceClassification(CommonForSequenceClassification, SphericalPreTrainedModel):
+    base_class = SphericalModel
 
 
 __all__ = [

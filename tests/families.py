@@ -53,6 +53,8 @@ class Family:
         return getattr(modeling_prism, self.prefix + suffix)
 
 
+SHARED_FILES = ("configuration_checks.py", "modeling_common.py")
+
 FAMILIES = {
     "prism": Family(
         prefix="Prism",
@@ -66,7 +68,7 @@ FAMILIES = {
             "learned_positions": {"learned_position_embeddings": True},
             "expansion_1": {"dictionary_expansion": 1},
         },
-        remote_files=("configuration_prism.py", "modeling_prism.py"),
+        remote_files=(*SHARED_FILES, "configuration_prism.py", "modeling_prism.py"),
     ),
     "momentum": Family(
         prefix="Momentum",
@@ -88,7 +90,7 @@ FAMILIES = {
             # Layers with and without a state in one cache; a low-pass filter.
             "per_layer": {"num_hidden_layers": 3, "momentum_gamma": [1.5, 0.0, -0.4]},
         },
-        remote_files=("configuration_momentum.py", "modeling_momentum.py"),
+        remote_files=(*SHARED_FILES, "configuration_momentum.py", "modeling_momentum.py", "state_momentum.py"),
     ),
     "spherical": Family(
         prefix="Spherical",
@@ -105,7 +107,7 @@ FAMILIES = {
             "uniform": {"attention_routing": "uniform"},
             "uniform_layer_norm": {"attention_routing": "uniform", "residual_norm": "layer_norm"},
         },
-        remote_files=("configuration_spherical.py", "modeling_spherical.py", "routing_spherical.py"),
+        remote_files=(*SHARED_FILES, "configuration_spherical.py", "modeling_spherical.py", "state_spherical.py"),
         # On the sphere attention starts all but uniform, and what it reads adds little; without the bound, rows of
         # length sqrt(d) lift the logits so far that rounding in fp32 comes near the tolerances.
         gains=lambda config: (

@@ -41,19 +41,17 @@ def test_a_llama_is_flat():
     assert torch.allclose(measured, torch.ones_like(measured), atol=1e-5)
 
 
-def wrong_gamma(self, states, first, continues, carried):
-    previous = torch.cat((first, states[:, :-1]), dim=1)
-    return states + (self.gamma + 0.1) * (states - previous), states
+def wrong_gamma(self, states, previous):
+    return states + (self.gamma + 0.1) * (states - previous)
 
 
-def wrong_lag(self, states, first, continues, carried):
-    previous = torch.cat((first, first, states[:, :-2]), dim=1)
-    return states + self.gamma * (states - previous), states
+def wrong_lag(self, states, previous):
+    previous = torch.cat((states[:, :1], previous[:, :-1]), dim=1)
+    return states + self.gamma * (states - previous)
 
 
-def wrong_sign(self, states, first, continues, carried):
-    previous = torch.cat((first, states[:, :-1]), dim=1)
-    return states + self.gamma * (states + previous), states
+def wrong_sign(self, states, previous):
+    return states + self.gamma * (states + previous)
 
 
 @pytest.mark.parametrize("wrong", [wrong_gamma, wrong_lag, wrong_sign])

@@ -121,9 +121,9 @@ def test_white_noise(variant):
 def test_the_response_on_text_shows_another_filter(lag, monkeypatch):
     """A shear with the wrong lag, and one that reaches further back than the taps that are fitted."""
 
-    def shear(self, states, first, continues, carried):
-        previous = torch.cat((first.expand(-1, lag, -1), states[:, :-lag]), dim=1)
-        return states + self.gamma * (states - previous), states
+    def shear(self, states, previous):
+        previous = torch.cat((states[:, :1].expand(-1, lag, -1), states[:, :-lag]), dim=1)
+        return states + self.gamma * (states - previous)
 
     monkeypatch.setattr(MomentumAttention, "shear", shear)
     model = Case("momentum", "default").model()

@@ -417,7 +417,7 @@ def attention_of(arm: str, layer: int = 0):
 
 
 def shear(attention, states):
-    return attention.shear(states, states[:, :1], None, None)[0]
+    return attention.shear(states, torch.cat((states[:, :1], states[:, :-1]), dim=1))
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionCacheLayerMixin, StaticLayer
 
-from modeling_prism.routing_spherical import RunningMeanLayer
+from modeling_prism.state_spherical import RunningMeanLayer
 
 
 CACHES = {"dynamic": DynamicCache, "static": StaticCache}

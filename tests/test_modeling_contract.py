@@ -499,6 +499,19 @@ def test_plain_trainer_fine_tunes(case, head, tmp_path):
         assert_near(other, weight, msg=name)
 
 
+# Configuration
+
+
+@pytest.mark.parametrize("case", DEFAULT_CASES)
+@pytest.mark.parametrize("name, value", [("num_hidden_layers", 0), ("attention_dropout", -0.1), ("hidden_act", "rlu")])
+def test_a_field_is_checked_when_it_is_assigned(case, name, value):
+    config = case.config()
+    before = getattr(config, name)
+    with pytest.raises(ValueError, match=f"`{name}`.*got {value!r}"):
+        setattr(config, name, value)
+    assert getattr(config, name) == before
+
+
 # Files
 
 

@@ -114,7 +114,7 @@ def test_the_shear_is_the_published_high_pass_filter(gamma):
     for frequency in (0.0, 0.3, 1.44, math.pi):
         waves = torch.stack((torch.cos(frequency * steps), torch.sin(frequency * steps)), dim=-1)
         waves = waves[None]
-        sheared = attention.shear(waves, waves[:, :1], None, None)[0]
+        sheared = attention.shear(waves, torch.cat((waves[:, :1], waves[:, :-1]), dim=1))
         gain = (1 + 2 * gamma * (1 + gamma) * (1 - math.cos(frequency))) ** 0.5
         assert_near(sheared[0, 1:].norm(dim=-1), torch.full((399,), gain, dtype=torch.float64))
         if frequency == 0:
@@ -362,7 +362,7 @@ def test_cropping_restores_the_state():
     cache.activate_past_recording()
     model(ids[:, 5:7], past_key_values=cache)
     cache.crop(-4)
-    with pytest.raises(ValueError, match="cropped further back"):
+    with pytest.raises(ValueError, match="cropped to before it began recording"):
         model(ids[:, 3:], past_key_values=cache)
 
 
@@ -406,7 +406,20 @@ def test_assisted_by_llama_and_assisting_llama(tmp_path):
         ({"momentum_streams": ""}, "`momentum_streams`"),
         ({"momentum_placement": "rope"}, "`momentum_placement` must be one of post_rope, pre_rope, got 'rope'"),
         ({"num_key_value_heads": 3}, "`num_key_value_heads`=3"),
+        ({"num_key_value_heads": 0}, "`num_key_value_heads` must be at least 1"),
         ({"num_attention_heads": 3}, "multiple of the number of attention heads"),
+        ({"head_dim": 7}, "`head_dim`=7 is odd"),
+        *[
+            ({name: 0}, f"`{name}` must be at least 1, got 0")
+            for name in ("vocab_size", "hidden_size", "num_attention_heads", "head_dim", "max_position_embeddings")
+        ],
+        ({"attention_dropout": math.nan}, "`attention_dropout` is a probability"),
+        (
+            {"rope_parameters": {"rope_type": "yam", "rope_theta": 1e4}},
+            "`rope_type` in .* one of default, .*got 'yam'",
+        ),
+        ({"rope_theta": 0.0}, "`rope_theta` in `rope_parameters` must be a finite number above 0, got 0.0"),
+        ({"initializer_range": -0.1}, "`initializer_range`"),
         ({"num_hidden_layers": 0}, "`num_hidden_layers`"),
         ({"hidden_act": "rlu"}, "`hidden_act` must be .* such as gelu, relu, silu or tanh, got 'rlu'"),
         ({"rms_norm_eps": -1}, "`rms_norm_eps` must be a finite number above 0, got -1"),
@@ -430,7 +443,7 @@ def llama_cache():
         (lambda config: StaticCache(config=LlamaConfig(**LLAMA), max_cache_len=16), "no place"),
         (lambda config: QuantizedCache("fp8", LlamaConfig(**LLAMA)), "QuantizedCache.*no place"),
         (lambda config: DynamicCache(config=DEFAULT.config(num_hidden_layers=1)), "no place"),
-        (lambda config: DynamicCache([(torch.ones(2, 4, 5, 8),) * 2] * 2, config=config), "filled by another model"),
+        (lambda config: DynamicCache([(torch.ones(2, 4, 5, 8),) * 2] * 2, config=config), "another model filled it"),
         (lambda config: ((torch.ones(2, 4, 5, 8),) * 2,) * 2, "tuple.* no place"),
     ],
 )
@@ -438,7 +451,7 @@ def test_a_cache_without_the_state_is_refused(make_cache, message):
     model = DEFAULT.model()
     with pytest.raises(ValueError, match=message):
         model(random_ids(2, 3), past_key_values=make_cache(model.config))
-    if message != "filled by another model":
+    if message != "another model filled it":
         return
     # Plain Llama needs no state.
     model = DEFAULT.model(momentum_gamma=0.0)

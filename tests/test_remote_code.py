@@ -148,9 +148,9 @@ def test_the_folder_holds_the_flat_files_and_no_other_code(exported, writer):
     for folder in folders:
         assert sorted(path.name for path in folder.rglob("*.py")) == sorted(case.family.remote_files), folder
         auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
-        module, prefix = case.family.remote_files[1].removesuffix(".py"), case.family.prefix
+        module, prefix = f"modeling_{case.family_name}", case.family.prefix
         assert auto_map == {
-            "AutoConfig": f"{case.family.remote_files[0].removesuffix('.py')}.{prefix}Config",
+            "AutoConfig": f"configuration_{case.family_name}.{prefix}Config",
             "AutoModel": f"{module}.{prefix}Model",
             "AutoModelForCausalLM": f"{module}.{prefix}ForCausalLM",
             "AutoModelForSequenceClassification": f"{module}.{prefix}ForSequenceClassification",

@@ -24,7 +24,7 @@ from test_generation import generate, generation_model, greedy, plain_loop, prom
 from transformers import DynamicCache, LlamaConfig, QuantizedCache, StaticCache
 
 from modeling_prism import SphericalConfig, SphericalForCausalLM, SphericalModel, reference
-from modeling_prism.routing_spherical import RunningMeanLayer, running_sum
+from modeling_prism.state_spherical import RunningMeanLayer, running_sum
 
 
 SPHERICAL_CASES = [case for case in CASES if case.id.startswith("spherical-")]

@@ -40,7 +40,7 @@ from transformers import (
 )
 
 import modeling_prism  # noqa: F401  (registers the architectures)
-from modeling_prism.configuration_prism import validate_noise_coefficient
+from modeling_prism import PrismConfig
 from training.callbacks import NoiseCoefficientCallback, SampleStoryCallback, ThroughputCallback
 from training.data import DataArguments, load_table, load_texts, load_tokenizer, make_blocks, train_tokenizer
 from training.flops import training_flops_per_token
@@ -105,7 +105,7 @@ class PretrainArguments(TrainingArguments):
     def __post_init__(self):
         for name in ("noise_coefficient_start", "noise_coefficient_end"):
             if getattr(self, name) is not None:
-                validate_noise_coefficient(getattr(self, name), name)
+                PrismConfig.check_field("noise_coefficient", getattr(self, name), shown_as=name)
         if not isinstance(self.max_steps, int) or self.max_steps == 0 or self.num_train_epochs <= 0:
             raise ValueError(
                 f"`max_steps`={self.max_steps} with `num_train_epochs`={self.num_train_epochs} trains nothing: give a "

@@ -15,8 +15,8 @@ class OtherPreviousAttention(MomentumAttention):
     def find_previous(self, states: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
 
-    def shear(self, states, first, continues, carried):
-        return torch.lerp(self.find_previous(states), states, 1 + self.gamma), states
+    def shear(self, states: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+        return super().shear(states, self.find_previous(states))
 
 
 class WrongLagAttention(OtherPreviousAttention):
@@ -36,7 +36,7 @@ class ShuffledAttention(OtherPreviousAttention):
         return states.gather(1, drawn[..., None].expand(-1, -1, width))
 
 
-class LearnedShiftAttention(OtherPreviousAttention):
+class LearnedShiftAttention(MomentumAttention):
     """A gamma for each head that is learned, from 0: what KV-shifting attention (Xu et al., arXiv 2411.19574) does to
     keys, but for its values."""
 
@@ -47,10 +47,9 @@ class LearnedShiftAttention(OtherPreviousAttention):
     def get_gamma(self) -> torch.Tensor:
         return self.head_gamma
 
-    def shear(self, states, first, continues, carried):
+    def shear(self, states: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
         gamma = self.get_gamma().repeat_interleave(self.head_dim)
-        previous = torch.cat((states[:, :1], states[:, :-1]), dim=1)
-        return states + gamma * (states - previous), states
+        return states + gamma * (states - previous)
 
 
 class SmearedKeyAttention(LearnedShiftAttention):

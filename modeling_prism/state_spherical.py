@@ -1,4 +1,4 @@
-"""Spherical's bookkeeping: positions and, for uniform routing, what a running mean takes in and what a cache keeps.
+"""Spherical's bookkeeping: positions and, for uniform routing, what a running mean reads and what a cache keeps.
 
 Shapes: B batch, S new tokens, T tokens averaged over, d hidden_size, H num_attention_heads.
 """
@@ -10,10 +10,11 @@ from transformers.masking_utils import create_causal_mask, find_packed_sequence_
 from transformers.utils.import_utils import is_tracing
 
 from .configuration_spherical import SphericalConfig
+from .modeling_common import learned_positions
 
 
 def find_slots(attention_mask: torch.Tensor, past_key_values: Cache | None, steps: torch.Tensor) -> torch.Tensor:
-    """The columns of a mask of padding (B, T) that stand for the new tokens (S,)."""
+    """The columns of a padding mask (B, T) that belong to the new tokens (S,)."""
     past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
     slots = past_length + steps
     if not is_tracing(attention_mask) and not attention_mask.is_meta and slots[-1] >= attention_mask.shape[1]:
@@ -31,27 +32,12 @@ def find_positions(
     attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None,
     past_key_values: Cache | None,
 ) -> torch.Tensor:
-    """
-    The positions (B or 1, S) of the new tokens. Those beyond the learned table are refused with a `ValueError`,
-    where they can be read without breaking a graph.
-    """
-    steps = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
+    """Positions (B or 1, S) of the new tokens; without `position_ids` they count real tokens and skip padding."""
     if position_ids is None and isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        steps = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
         position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         position_ids = position_ids[:, find_slots(attention_mask, past_key_values, steps)]
-    if position_ids is not None:
-        last = 0 if is_tracing(position_ids) or position_ids.is_meta else int(position_ids.max())
-    else:
-        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        position_ids = (past_length + steps)[None]
-        last = len(steps) - 1 + (past_length if isinstance(past_length, int) else 0)
-    if last >= config.max_position_embeddings:
-        raise ValueError(
-            f"Position {last} lies beyond the learned position table of `max_position_embeddings`="
-            f"{config.max_position_embeddings}: shorten the sequence (positions count from 0), or train "
-            "a model with a longer table."
-        )
-    return position_ids
+    return learned_positions(config, position_ids, inputs_embeds, past_key_values)
 
 
 def create_running_mean_mask(
@@ -62,23 +48,23 @@ def create_running_mean_mask(
     position_ids: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor | None]:
     """
-    What every layer needs to know of padding and documents; arguments as those of `create_causal_mask`.
+    What every layer needs to know of padding and documents; the arguments are those of `create_causal_mask`.
 
     Returns:
         `counts` (B, 1, S), how many of the new tokens each of them sees;
-        `real` (B, 1, S), False at padding; None where there is none;
-        `first` (B, 1, S), where the document of each token begins; None where no documents are packed;
+        `real` (B, 1, S), False at padding; None without padding;
+        `first` (B, 1, S), where each token's document begins; None without packed documents;
         `weights` (B, H, S, T), the attention weights, with `attn_implementation="eager"`; None otherwise.
 
     Raises:
-        ValueError: a mask that is not one of padding, or a cache that does not keep running means.
+        ValueError: the mask has other than two dimensions, or the cache does not keep running means.
     """
     if isinstance(attention_mask, dict):
         return attention_mask
     if attention_mask is not None and attention_mask.ndim != 2:
         raise ValueError(
-            f"`attention_mask` has {attention_mask.ndim} dimensions, but uniform routing knows padding (B, T) and "
-            "documents only: pass `position_ids` that restart at 0 and no mask, or use softmax routing."
+            f"`attention_mask` has {attention_mask.ndim} dimensions, but uniform routing takes only a padding mask "
+            "(B, T): for packed documents pass `position_ids` that restart at 0 and no mask, or use softmax routing."
         )
     if past_key_values is not None:
         check_running_means(past_key_values)
@@ -99,7 +85,7 @@ def create_running_mean_mask(
             counts = steps + 1 - first
             first = first[:, None]
     if config._attn_implementation == "eager":
-        # As published: the softmax of zeros where a token may look.
+        # As published: a softmax of zeros over what a token may see.
         mask = create_causal_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids)
         weights = mask.softmax(-1).expand(-1, config.num_attention_heads, -1, -1)
     return {"counts": counts[:, None].float(), "real": real, "first": first, "weights": weights}
@@ -107,8 +93,8 @@ def create_running_mean_mask(
 
 def running_sum(states: torch.Tensor, real: torch.Tensor | None, first: torch.Tensor | None) -> torch.Tensor:
     """
-    The sum up to each token of `states` (B, d, S), within its document and without padding, in fp32 at least;
-    `real` and `first` are those of `create_running_mean_mask`.
+    Sums `states` (B, d, S) up to each token, within its document and without padding, in fp32 at least; `real` and
+    `first` as in `create_running_mean_mask`.
     """
     states = states.to(torch.promote_types(states.dtype, torch.float32))
     if real is not None:
@@ -123,13 +109,13 @@ def running_sum(states: torch.Tensor, real: torch.Tensor | None, first: torch.Te
 
 class RunningMeanLayer(LinearAttentionLayer, CacheLayerMixin):
     """
-    What uniform routing keeps of any number of tokens: the sum of their values (B, d, 1) and their number (B, 1, 1).
+    All that uniform routing keeps of the past: the sum of the values (B, d, 1) and their number (B, 1, 1).
 
-    Stored as convolution states of width 1, which transformers knows how to reorder and, while recording, to crop.
+    Both are stored as convolution states of width 1, which transformers can reorder and, while recording, crop.
     """
 
     _layer_type = "running_mean"
-    # The length is a number here; a graph would be compiled for each.
+    # The length is a Python number: every length would compile a graph of its own.
     is_compileable = False
 
     def __init__(self, **kwargs):
@@ -138,13 +124,13 @@ class RunningMeanLayer(LinearAttentionLayer, CacheLayerMixin):
         self.cumulative_length = 0
 
     def update(self, sums: torch.Tensor, counts: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds what is kept to the `sums` (B, d, S) and `counts` (B, 1, S) of new tokens; keeps the last of both."""
+        """Adds the past to the `sums` (B, d, S) and `counts` (B, 1, S) of new tokens; keeps the last of both."""
         totals = [sums, counts]
         for state_idx, new in enumerate((sums, counts)):
             if self.has_previous_state[state_idx]:
                 kept = self.conv_states[state_idx][..., -1:]
                 if kept.shape[0] != new.shape[0]:
-                    raise ValueError(f"`past_key_values` keeps a batch of {kept.shape[0]}, not of {new.shape[0]}.")
+                    raise ValueError(f"`past_key_values` holds a batch of {kept.shape[0]}, not of {new.shape[0]}.")
                 totals[state_idx] = new + kept
             self.update_conv_state(totals[state_idx], state_idx, conv_kernel_size=1)
         self.cumulative_length += sums.shape[-1]
@@ -171,7 +157,7 @@ class RunningMeanLayer(LinearAttentionLayer, CacheLayerMixin):
                     f"`past_key_values` was cropped by {abs(tokens_to_remove)} tokens, further back than it recorded: "
                     "call `activate_past_recording` before the tokens that may be removed, or start with a new cache."
                 )
-            # Nothing is left: as new.
+            # Empty, so as good as new.
             self.is_conv_states_initialized = dict.fromkeys(self.conv_states, False)
             self.has_previous_state = dict.fromkeys(self.conv_states, False)
 
@@ -183,7 +169,7 @@ class RunningMeanLayer(LinearAttentionLayer, CacheLayerMixin):
 
 
 class StaticRunningMeanLayer(RunningMeanLayer, StaticLayer):
-    """The same for a `StaticCache`; the length is a tensor, so that one graph serves all."""
+    """The same for a `StaticCache`; its length is a tensor, so that one graph serves every length."""
 
     is_compileable = True
 
@@ -206,9 +192,9 @@ class StaticRunningMeanLayer(RunningMeanLayer, StaticLayer):
 
 
 def check_running_means(past_key_values: Cache):
-    """Refuses with a `ValueError` a cache that was not made for uniform routing."""
+    """Raises `ValueError` for a cache that was not made for uniform routing."""
     layers = getattr(past_key_values, "layers", None) or [past_key_values]
-    # By name: code loaded from a model's folder has a class of its own.
+    # By name: remote code has a copy of the class.
     wrong = next((layer for layer in layers if getattr(layer, "_layer_type", None) != "running_mean"), None)
     if wrong is not None or getattr(past_key_values, "offloading", False):
         raise ValueError(
@@ -216,3 +202,28 @@ def check_running_means(past_key_values: Cache):
             "cannot keep the running means of uniform routing: make it with `DynamicCache(config=model.config)` or "
             "`StaticCache(config=model.config, ...)`, without offloading."
         )
+
+
+class SphericalGeneration:
+    """What `generate` needs to know of the routing. Goes before `PreTrainedModel` among the bases."""
+
+    @staticmethod
+    def create_masks_for_generate(
+        config: SphericalConfig,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor | dict[str, torch.Tensor | None] | None:
+        """What all layers share. `generate` makes it outside the compiled forward pass and passes it as the mask."""
+        create_mask = create_running_mean_mask if config.attention_routing == "uniform" else create_causal_mask
+        return create_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids)
+
+    def init_continuous_batching(self, *args, **kwargs):
+        if self.config.attention_routing == "uniform":
+            raise ValueError(
+                "Continuous batching (`generate_batch`) pages keys and values, and uniform routing has none: call "
+                "`generate` with a padded batch."
+            )
+        return super().init_continuous_batching(*args, **kwargs)

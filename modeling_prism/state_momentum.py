@@ -1,0 +1,177 @@
+"""Momentum's bookkeeping: which token comes before each, and what a cache keeps of it.
+
+Shapes: B batch, S new tokens, T tokens attended to, C width of a sheared stream (heads * head_dim).
+"""
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.utils.import_utils import is_tracing
+
+from .configuration_momentum import MomentumConfig
+
+
+def pair_with_previous(
+    streams: list[torch.Tensor],
+    state: torch.Tensor | None,
+    has_previous: torch.Tensor | None,
+    last_real: torch.Tensor | None,
+) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], list[torch.Tensor]]:
+    """
+    Pairs the states of every token with those of its previous token.
+
+    Args:
+        streams: tensors (B, S, C).
+        state: (B, sum of C, 1 or more), what the cache kept of the tokens before; None where there are none.
+        has_previous, last_real: see `find_previous_tokens`.
+
+    Returns:
+        `(states, previous)` for each stream, both (B, S, C); a token without a previous one is its own.
+        For each stream what `keep_state` needs: the states (B, S, C) of the last real token up to each token.
+    """
+    if state is None or state.shape[-1] == 0:
+        carried = [states[:, :1] for states in streams]
+    else:
+        carried = state[..., -1:].transpose(1, 2).split([states.shape[2] for states in streams], dim=2)
+
+    pairs, kept = [], []
+    for states, previous in zip(streams, carried):
+        last = states
+        if states.shape[1] > 1 or last_real is not None:
+            history = torch.cat((previous, states), dim=1)
+            # `states` too are read from here, or the compiler rotates every token twice.
+            last = states = history[:, 1:]
+            if last_real is not None:
+                history = history.gather(1, last_real[..., None].expand(-1, -1, history.shape[2]))
+                last = history[:, 1:]
+            previous = history[:, :-1]
+        if has_previous is not None:
+            previous = torch.where(has_previous[..., None], previous, states)
+        pairs.append((states, previous))
+        kept.append(last)
+    return pairs, kept
+
+
+def keep_state(past_key_values: Cache, layer_idx: int, state: torch.Tensor | None, kept: list[torch.Tensor]):
+    """Replaces a layer's `state` with the last of `kept`, tensors (B, S, C)."""
+    # A cache that may be cropped, as in assisted decoding, records every token until then.
+    recording = past_key_values.is_recording_past(layer_idx)
+    if not recording:
+        kept = [states[:, -1:] for states in kept]
+    new = (kept[0] if len(kept) == 1 else torch.cat(kept, dim=2)).transpose(1, 2)
+    if state is None or recording or state.shape != new.shape:
+        past_key_values.update_conv_state(new, layer_idx, conv_kernel_size=1)
+    else:
+        # The effect of `update_conv_state` without its concatenation.
+        state.copy_(new)
+
+
+def find_previous_tokens(
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    past_key_values: Cache | None,
+    inputs_embeds: torch.Tensor,
+) -> dict[str, torch.Tensor | None]:
+    """
+    Finds the previous token of each new one: the last before it that is neither padding nor of another document.
+
+    Returns:
+        `has_previous` (B, S), False where there is none; None where all but the very first token have one.
+        `last_real` (B, 1 + S): for the token before the new ones and for each of them, where the last real token
+        stands, 0 being the one that the cache carries and 1 the first new one; None where no padding follows a token.
+    """
+    length = inputs_embeds.shape[1]
+    past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+    has_previous = last_real = None
+
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        # Padding.
+        real = attention_mask.bool()
+        tracing = is_tracing(real)
+        if tracing or not real.all():
+            slots = past_length + torch.arange(length, device=real.device)
+            if not tracing and slots[-1] >= real.shape[1]:
+                raise ValueError(
+                    f"`attention_mask` has {real.shape[1]} columns for {int(past_length)} cached and {length} new "
+                    "tokens: it must cover them all."
+                )
+            # Columns of the last real token up to each column, -1 where there is none; one more column on the left.
+            last = torch.where(real, torch.arange(real.shape[1], device=real.device), -1).cummax(-1).values
+            last = nn.functional.pad(last, (1, 0), value=-1)
+            before, last = last[:, slots], last[:, slots + 1]
+            has_previous = before >= 0
+            last_real = nn.functional.pad((last - past_length).clamp(min=-1) + 1, (1, 0))
+            if not tracing and not (~real[:, slots] & (last >= 0)).any():
+                last_real = None
+    elif isinstance(attention_mask, torch.Tensor):
+        # A mask of the user's own (B, 1, S, T): a token's previous one is the one before it, if it attends to that.
+        allowed = attention_mask[:, 0]
+        allowed = allowed if allowed.dtype == torch.bool else allowed > torch.finfo(allowed.dtype).min / 2
+        before = (past_length - 1 + torch.arange(length, device=allowed.device)).clamp(min=0)
+        has_previous = allowed.gather(-1, before[None, :, None].expand(allowed.shape[0], -1, -1))[..., 0]
+    elif position_ids is not None and past_key_values is None and length > 1:
+        # Packed documents, by the rule of `create_causal_mask`.
+        has_previous = nn.functional.pad(position_ids.diff(dim=-1) == 1, (1, 0), value=True)
+
+    if has_previous is not None and not is_tracing(has_previous) and has_previous.all():
+        has_previous = None
+    return {"has_previous": has_previous, "last_real": last_real}
+
+
+def check_cache(config: MomentumConfig, past_key_values: Cache, batch_size: int):
+    """Raises `ValueError` for a cache from which the previous token's queries and keys cannot be read."""
+    remedy = "make it with `DynamicCache(config=model.config)` or `StaticCache(config=model.config, ...)`"
+    layers = getattr(past_key_values, "layers", [])
+    if getattr(past_key_values, "offloading", False):
+        raise ValueError(f"An offloaded cache loses the state of Momentum's shear: {remedy}, without offloading.")
+    for layer_idx, layer_type in enumerate(config.layer_types):
+        if layer_type != "hybrid":
+            continue
+        layer = layers[layer_idx] if layer_idx < len(layers) else None
+        if not isinstance(layer, LinearAttentionCacheLayerMixin):
+            raise ValueError(
+                f"`past_key_values` ({type(past_key_values).__name__}, layer {layer_idx}: {layer}) has no place "
+                f"for the previous token's queries and keys, which Momentum's shear needs: {remedy}."
+            )
+        state = layer.conv_states[0] if layer.has_previous_state[0] else None
+        if state is None or state.shape[-1] == 0:
+            if not is_tracing() and layer.get_seq_length() > 0:
+                raise ValueError(
+                    f"`past_key_values` holds keys but not the state of Momentum's shear (layer {layer_idx}): another "
+                    "model filled it, or it was cropped to before it began recording. Start with a new cache: "
+                    f"{remedy}."
+                )
+        elif state.shape[0] != batch_size:
+            raise ValueError(
+                f"`past_key_values` keeps Momentum's state for a batch of {state.shape[0]}, not {batch_size}: "
+                "transformers repeats and selects keys without it. Fill a new cache with the final batch."
+            )
+
+
+class MomentumGeneration:
+    """What `generate` needs to know of the state. Goes before `PreTrainedModel` among the bases."""
+
+    @staticmethod
+    def create_masks_for_generate(
+        config: MomentumConfig,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs,
+    ) -> dict[str, torch.Tensor | None]:
+        """What all layers share. `generate` makes it outside the compiled forward pass and passes it as the mask."""
+        causal_mask = create_causal_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids)
+        return {
+            "full_attention": causal_mask,
+            **find_previous_tokens(attention_mask, position_ids, past_key_values, inputs_embeds),
+        }
+
+    def init_continuous_batching(self, *args, **kwargs):
+        if "hybrid" in self.config.layer_types:
+            raise ValueError(
+                "Continuous batching (`generate_batch`) pages keys and values alone and would lose the state of "
+                "Momentum's shear: call `generate` with a padded batch."
+            )
+        return super().init_continuous_batching(*args, **kwargs)
