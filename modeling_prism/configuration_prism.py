@@ -19,31 +19,30 @@ class PrismConfig(CheckedConfig, PreTrainedConfig):
         hidden_size (`int`, defaults to 512): width d of the residual stream.
         intermediate_size (`int`, defaults to 2048): width of the MLP's hidden layer.
         num_hidden_layers (`int`, defaults to 8): number of blocks.
-        num_attention_heads (`int`, defaults to 16): number of ALL heads, signal and noise together.
+        num_attention_heads (`int`, defaults to 16): number of all heads, signal and noise together.
         num_signal_heads (`int`, *optional*): number of signal heads, from 1 to `num_attention_heads - 1`; the others
             are noise heads. Default: half of `num_attention_heads`.
         dictionary_expansion (`int`, defaults to 2): overcompleteness R of each bank when both have equally many heads.
-        head_dim (`int`, *optional*): width D of a head, `dictionary_expansion * hidden_size / num_signal_heads`. It is
-            derived; a value that contradicts the other sizes is refused.
+        head_dim (`int`, *optional*): width D of a head, derived as `dictionary_expansion * hidden_size /
+            num_signal_heads`. A contradicting value is refused.
         signal_rope_theta (`float`, defaults to 10000 * pi): RoPE base of the signal heads.
         noise_rope_theta (`float`, defaults to 10000 / pi): RoPE base of the noise heads.
-        noise_coefficient (`float`, defaults to 0.1): lambda, the weight with which noise heads are subtracted.
-            Training raises it from 0.01 to 0.1; a saved model carries the value it was saved with.
+        noise_coefficient (`float`, defaults to 0.1): lambda, the weight of the subtracted noise heads. Training raises
+            it from 0.01 to 0.1; a saved model keeps its value.
         learned_position_embeddings (`bool`, defaults to `False`): add a learned table of absolute positions to the
-            token embeddings, as the published code does. It confounds what RoPE does, hence off by default.
-        max_position_embeddings (`int`, defaults to 512): training context, and the length of the learned table if any.
+            token embeddings, as the published code does. Off by default, because it confounds the effect of RoPE.
+        max_position_embeddings (`int`, defaults to 512): training context, and the length of the learned table.
         hidden_act (`str`, defaults to `"gelu"`): activation of the MLP (exact GELU).
         attention_dropout (`float`, defaults to 0.0): dropout on the attention weights.
-        hidden_dropout (`float`, defaults to 0.0): dropout on the embeddings and on what each sublayer adds.
+        hidden_dropout (`float`, defaults to 0.0): dropout on the embeddings and on each sublayer's output.
         initializer_range (`float`, defaults to 0.02): standard deviation of the initial weights.
         layer_norm_eps (`float`, defaults to 1e-5): epsilon of the layer norms.
         tie_word_embeddings (`bool`, defaults to `True`): share the token embeddings with the language-model head.
         use_cache (`bool`, defaults to `True`): return keys and values for faster decoding.
 
     Raises:
-        ValueError: sizes that do not divide, an odd head width, `num_signal_heads` out of range, a contradicting
-            `head_dim`, an unknown activation, or a RoPE base, epsilon or `noise_coefficient` that is negative or not
-            finite.
+        ValueError: a field is outside its interval, sizes do not divide, a head width is odd, or `head_dim`
+            contradicts the other sizes. Assigning a value outside its interval raises, too.
 
     Example:
 
@@ -56,8 +55,8 @@ class PrismConfig(CheckedConfig, PreTrainedConfig):
 
     model_type = "prism"
     keys_to_ignore_at_inference = ["past_key_values"]
-    # The dictionary is applied on both sides of the attention, which no column- or row-wise split of one linear layer
-    # expresses: attention is replicated, the MLP is split.
+    # The MLP is split and attention replicated: a dictionary that is applied on both sides has no column- or row-wise
+    # split.
     base_model_tp_plan = {
         "layers.*.mlp.up_proj": "colwise",
         "layers.*.mlp.down_proj": "rowwise",
@@ -104,8 +103,8 @@ class PrismConfig(CheckedConfig, PreTrainedConfig):
         """Checks how the fields fit together. Raises `ValueError`."""
         if not 1 <= self.num_signal_heads <= self.num_attention_heads - 1:
             raise ValueError(
-                f"`num_signal_heads` must leave at least one head to each bank: got {self.num_signal_heads} of "
-                f"`num_attention_heads`={self.num_attention_heads}; choose a value from 1 to "
+                f"`num_signal_heads` must leave at least one head to each bank, got {self.num_signal_heads} of "
+                f"`num_attention_heads`={self.num_attention_heads}: choose a value from 1 to "
                 f"{self.num_attention_heads - 1}."
             )
         bank_width = self.dictionary_expansion * self.hidden_size

@@ -18,29 +18,31 @@ class SphericalConfig(CheckedConfig, PreTrainedConfig):
         intermediate_size (`int`, defaults to 512): width of the MLP's hidden layer.
         num_hidden_layers (`int`, defaults to 1): number of blocks.
         num_attention_heads (`int`, defaults to 4): number of heads, which must divide `hidden_size`.
-        max_position_embeddings (`int`, defaults to 512): length of the learned position table: no sequence may be
-            longer (published: 3, the tokens of `a b =`).
-        residual_norm (`str`, defaults to `"sphere"`): what is applied to the residual stream after the embeddings and
-            after each sublayer's addition: `"sphere"` projects every vector to length 1; `"layer_norm"` and
+        max_position_embeddings (`int`, defaults to 512): length of the learned position table, and so of the longest
+            sequence (published: 3, the tokens of `a b =`).
+        residual_norm (`str`, defaults to `"sphere"`): the norm of the residual stream, applied to the embeddings and
+            after each sublayer's addition. `"sphere"` projects every vector to length 1; `"layer_norm"` and
             `"rms_norm"` are the baselines.
         norm_affine (`bool`, defaults to `True`): learn the gains (and biases) of `"layer_norm"` and `"rms_norm"`.
-            `False` leaves the projection to a sphere of radius sqrt(d). `"sphere"` has nothing to learn anyway.
+            With `False` they project to a sphere of radius sqrt(d). `"sphere"` learns nothing in either case.
         bounded_unembedding (`bool`, defaults to `True`): logits are `logit_scale` times the cosine between the
-            residual vector and the token's row of the unembedding, whatever the norm; `False` is an ordinary linear
-            layer. The published baselines are `residual_norm="layer_norm"` or `"rms_norm"` with `False`.
+            residual vector and the token's row of the unembedding, whatever the norm. `False` is an ordinary linear
+            layer; the published baselines combine it with `residual_norm="layer_norm"` or `"rms_norm"`.
         logit_scale (`float`, defaults to 10.0): tau, above 0, the bound of the bounded logits.
-        attention_routing (`str`, defaults to `"softmax"`): `"uniform"` replaces the attention scores by zeros, so that
-            every token averages the values it may see; queries and keys are then not computed and get no gradient.
+        attention_routing (`str`, defaults to `"softmax"`): `"uniform"` replaces the attention scores with zeros, so
+            that every token averages the values it may see. Queries and keys are then not computed and get no
+            gradient.
         hidden_act (`str`, defaults to `"relu"`): activation of the MLP.
         attention_dropout (`float`, defaults to 0.0): dropout on the attention weights of `"softmax"` routing.
-        hidden_dropout (`float`, defaults to 0.0): dropout on the embeddings and on what each sublayer adds.
+        hidden_dropout (`float`, defaults to 0.0): dropout on the embeddings and on each sublayer's output.
         layer_norm_eps (`float`, defaults to 1e-5): epsilon of `"layer_norm"` and `"rms_norm"`.
         tie_word_embeddings (`bool`, defaults to `False`): share the token embeddings with the language-model head.
-        use_cache (`bool`, defaults to `True`): return what later tokens need of earlier ones, for faster decoding.
+        use_cache (`bool`, defaults to `True`): return keys and values or, with uniform routing, a running sum, for
+            faster decoding.
 
     Raises:
-        ValueError: an unknown norm, routing or activation, a `logit_scale` or epsilon that is not a finite number
-            above 0, sizes that do not divide, or attention dropout where there are no attention weights.
+        ValueError: a field is outside its interval or names no known option, sizes do not divide, or attention
+            dropout meets uniform routing. Assigning such a value raises, too.
 
     Example:
 

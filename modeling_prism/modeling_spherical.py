@@ -1,11 +1,11 @@
 """Spherical: a residual stream that never leaves the unit sphere (Yildirim, arXiv 2603.05228).
 
 Identical to GPT-2 (learned positions, causal softmax attention, two-layer MLP) except:
-  - norms are applied to the residual stream itself: h = P(h + attention(h)), h = P(h + mlp(h)), and h = P(token +
-    position) at the start; P projects to length 1 (baselines: LayerNorm, RMSNorm). There is no last norm;
+  - norms apply to the residual stream itself: h = P(token + position), h = P(h + attention(h)), h = P(h + mlp(h));
+    P projects to length 1 (baselines: LayerNorm, RMSNorm). There is no last norm;
   - logits are tau times the cosine of h and the token's row of the unembedding, so bounded by tau (option: linear);
   - attention may be uniform: a running mean of the values, linear in length, with a constant state instead of keys;
-  - ReLU; no biases but the MLP's; an untied unembedding; nn.Linear's and nn.Embedding's own initialisation.
+  - ReLU; biases in the MLP alone; an untied unembedding; nn.Linear's and nn.Embedding's own initialisation.
 
 Shapes: B batch, S new tokens, T tokens attended to, d hidden_size, H num_attention_heads, D = d / H head width.
 """
@@ -56,7 +56,7 @@ class SphericalUnembedding(nn.Linear):
 
 
 def make_norm(config: SphericalConfig) -> nn.Module:
-    """The norm of the residual stream that the config asks for."""
+    """The config's norm of the residual stream."""
     if config.residual_norm == "sphere":
         return SphericalProjection()
     norm_class = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}[config.residual_norm]

@@ -1,7 +1,8 @@
-"""The attentions of this package written like their equations: a loop a head and a token, no mask, no cache, no speed.
+"""Naive references: the attentions written like their equations, with loops over heads and tokens.
 
-They say what the modeling files must compute; the tests compare logits and gradients with them. Everything is
-differentiable, takes one unpadded document, and runs in fp32, or in fp64 if the weights are; dropout is left out.
+They define what the modeling files must compute; the tests compare logits and gradients with them. Everything is
+differentiable, takes one unpadded document and runs in fp32, or in fp64 if the weights do. There is no mask, no cache
+and no dropout.
 
 Shapes: S tokens of one document, V vocabulary, d width of the residual stream, D width of a head, M rows of Prism's
 dictionary.
@@ -44,7 +45,7 @@ def rope(x: Tensor, position: int, theta: float) -> Tensor:
 
 
 def logits_of_documents(document_logits, model_or_state_dict, config, input_ids: Tensor, position_ids=None) -> Tensor:
-    """Stacks `document_logits(weights, config, ids, positions)` (S, V) of each row of `input_ids` (B, S)."""
+    """Stacks `document_logits(weights, config, ids, positions)` (S, V) over the rows of `input_ids` (B, S)."""
     weights = model_or_state_dict
     if isinstance(weights, torch.nn.Module):
         weights = dict(weights.named_parameters())
@@ -63,7 +64,7 @@ def prism_head(h: Tensor, theta: float, position_ids: list[int]) -> Tensor:
     """
     One head (arXiv 2601.15540, the attention operator): q = k = RoPE(h), v = h, causal softmax at 1 / sqrt(D).
 
-    `h` has shape (S, D), as has what is returned. The softmax is this head's own: banks are subtracted as outputs.
+    Maps (S, D) to (S, D). Every head has its own softmax: banks are subtracted as outputs.
     """
     S, D = h.shape
     q = [rope(h[t], position_ids[t], theta) for t in range(S)]
@@ -96,15 +97,15 @@ def prism_attention(
     Args:
         z: layer-normed residual stream (S, d).
         dictionary: U (M, d), with M = num_heads * D; the rows of head i are i * D to (i + 1) * D.
-        num_signal_heads: heads before this index are signal, the others noise.
-        num_heads: all heads.
+        num_signal_heads: heads before this index are signal heads, the others noise heads.
+        num_heads: number of all heads.
         thetas: RoPE bases of the signal and of the noise heads.
         lam: lambda.
         expansion: dictionary expansion R.
         position_ids: position of each token.
 
     Returns:
-        what is added to the residual stream (S, d).
+        the update of the residual stream (S, d).
     """
     U = dictionary
     D = U.shape[0] // num_heads
@@ -120,10 +121,11 @@ def prism_attention(
 
 def prism_document(weights: dict[str, Tensor], config, input_ids: list[int], position_ids: list[int]) -> Tensor:
     """
-    Logits (S, V) of one document: `z + attention(norm(z))`, `z + mlp(norm(z))` (GELU) a block, a last norm, the head.
+    Logits (S, V) of one document: blocks of `z + attention(norm(z))` and `z + mlp(norm(z))` (GELU), a last norm, the
+    head.
 
     Raises:
-        KeyError: a weight that the config asks for is missing.
+        KeyError: a weight that the config requires is missing.
     """
     eps = config.layer_norm_eps
     z = weights["model.embed_tokens.weight"][input_ids]
@@ -152,10 +154,10 @@ def prism_document(weights: dict[str, Tensor], config, input_ids: list[int], pos
 
 def prism_logits(model_or_state_dict, config, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
     """
-    Logits (B, S, V) of a `PrismForCausalLM`, each row of `input_ids` (B, S) being one unpadded document.
+    Logits (B, S, V) of a `PrismForCausalLM`; each row of `input_ids` (B, S) is one unpadded document.
 
     Args:
-        model_or_state_dict: the model, or its weights by name (pass leaves that require gradients to get gradients).
+        model_or_state_dict: the model, or its weights by name (for gradients, pass leaves that require them).
         config: its `PrismConfig`.
         input_ids: token ids (B, S).
         position_ids: positions (B, S); default 0, 1, 2, ...
@@ -174,8 +176,8 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
 
 def shear(x: list[Tensor], gamma: float) -> list[Tensor]:
     """
-    Kinematic difference and symplectic shear (arXiv 2602.04902): p_t = x_t - x_(t-1), x^_t = x_t + gamma * p_t, over
-    the tokens of one document, in any of the two streams. p_0 = 0.
+    Kinematic difference and symplectic shear (arXiv 2602.04902) of one document, in either stream: p_0 = 0,
+    p_t = x_t - x_(t-1), x^_t = x_t + gamma * p_t.
     """
     sheared = []
     for t in range(len(x)):
@@ -195,14 +197,14 @@ def momentum_head(
     position_ids: list[int],
 ) -> Tensor:
     """
-    One head: causal softmax of q^_t . k^_s / sqrt(D) over values that are not sheared. (S, D) each -> (S, D).
+    One head: causal softmax of q^_t . k^_s / sqrt(D) over unsheared values. (S, D) each -> (S, D).
 
     Args:
         gamma: strength of the shear.
-        streams: "qk", "k" or "q": what is sheared.
+        streams: what is sheared, "qk", "k" or "q".
         placement: "post_rope": RoPE, then shear; "pre_rope": shear, then RoPE.
         theta: RoPE base.
-        position_ids: position of each token; its previous token is the one before it, whatever the positions.
+        position_ids: position of each token; the previous token is the one before it, whatever the positions.
     """
     S, D = q.shape
     rotated = []
