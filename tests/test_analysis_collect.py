@@ -83,12 +83,12 @@ def test_sums_over_batches_are_the_unreduced_figures(make, batch_size, windows):
     model = make()
     sums = collect.collect_windows(model, windows, ALL, batch_size=batch_size, progress=False)
     expected = unreduced(model, windows)
-    figures = reducers.head_figures(sums)
-    for name in (*(name for name in reducers.HEAD_FIGURES if name not in ("centroid", "self")), "spectrum"):
+    figures = reducers.head_metrics(sums)
+    for name in (*(name for name in reducers.HEAD_METRICS if name not in ("centroid", "self")), "spectrum"):
         assert torch.allclose(figures[name].float(), expected[name].float(), rtol=1e-4, atol=1e-5), name
     assert sums["nats"].item() == pytest.approx(expected["nats"].item(), rel=1e-5)
     assert sums["tokens"] == sum(LENGTHS) - len(LENGTHS)
-    residual = reducers.residual_figures(sums)
+    residual = reducers.residual_metrics(sums)
     for name in ("effective rank", "norm"):
         assert residual[name][1].item() == pytest.approx(expected[name].item(), rel=1e-5)
     assert figures["lags"].shape == (2, figures["sink"].shape[1], max(LENGTHS))
@@ -100,7 +100,7 @@ def test_a_model_is_left_as_it_was(windows):
     config = model.config.to_dict()
     sums = collect.collect_windows(model, windows, ALL, progress=False)
     # sdpa was handled, not silently empty.
-    assert reducers.head_figures(sums)["sink"].min() > 0
+    assert reducers.head_metrics(sums)["sink"].min() > 0
     assert model.training and model.config._attn_implementation == "sdpa" and model.config.to_dict() == config
     output = model(windows[0][None], output_hidden_states=True)
     assert torch.equal(output.hidden_states[-1], model.model(windows[0][None]).last_hidden_state)
@@ -127,7 +127,7 @@ def test_texts_too_short_for_maps():
     windows = [random_ids(5)]
     sums = collect.collect_windows(llama(), windows, ALL, progress=False)
     with pytest.raises(ValueError, match="at least 16 tokens"):
-        reducers.head_figures(sums)
+        reducers.head_metrics(sums)
 
 
 class Recording:
@@ -168,13 +168,13 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 def test_too_little_memory_halves_the_batch_and_says_so(device):
     recording, windows = Recording(), [random_ids(32)] * 8
-    with pytest.warns(UserWarning, match="Out of memory with . windows a batch") as warned:
+    with pytest.warns(UserWarning, match="Out of memory with . windows per batch") as warned:
         sums = collect.collect_windows(of_capacity(3 * 32, device), windows, [recording], progress=False)
     assert [str(warning.message).split()[-1] for warning in warned] == ["4.", "2."]
     # Every window counts once, those of the failed batches too.
     assert torch.equal(sums["rows"], torch.ones(8).double())
     assert recording.shapes == [(2, 32)] * 4
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="does not fit the memory.*max_length"):
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="does not fit into memory.*max_length"):
         collect.collect_windows(of_capacity(31, device), windows, [recording], progress=False)
 
 
@@ -285,7 +285,7 @@ def test_bits_per_byte_of_a_guess_is_that_of_its_vocabulary(tokenizer):
     windows, _ = collect.cut_texts(tokenizer, ["Lily had a ball."], 16)
     windows = [window % 99 for window in windows]
     sums = collect.collect_windows(model, windows, [reducers.reduce_loss], attentions=False, progress=False)
-    figures = reducers.loss_figures(sums, num_bytes=int(sums["tokens"]))
+    figures = reducers.loss_metrics(sums, num_bytes=int(sums["tokens"]))
     assert figures["bits per byte"] == pytest.approx(torch.tensor(99.0).log2().item())
     assert figures["perplexity"] == pytest.approx(99)
 

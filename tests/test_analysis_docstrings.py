@@ -1,4 +1,4 @@
-"""Every public function of the toolkit says of what shape its tensors are and where it comes from."""
+"""Public functions of the toolkit document the shapes of their tensors and, for formulas, the source."""
 
 import inspect
 import re
@@ -9,18 +9,30 @@ import torch
 from modeling_prism.analysis import heads, momentum, prism, representations, response, spherical
 
 
-# "(..., H, S)", "(L,)", "(p * p, 3)"; or what has no shape.
+# "(..., H, S)", "(L,)", "(p * p, 3)"; or a word for values without a shape.
 SHAPE = re.compile(r"\((?:\.{3}|[A-Za-z](?:_\w)?(?: [-+*] \w)?)(?:,[^()]*)?\)|\bfloats?\b|\bscalars?\b")
-SOURCE = re.compile(r"\bSource: \S|\bDerived here\b|\bDefinition of this package\b")
+# A sum, logarithm, root or fraction in code, or an equation such as "H(w) = 1 + gamma".
+FORMULA = re.compile(r" / |\|\||\b(?:sum|mean|logdet|sqrt|exp|ln)(?:\b|_)")
+EQUATION = re.compile(r"\b[A-Z]\w*\(\w[^)]*\) = ")
+SOURCE = re.compile(r"\bSource: \S|\bDerived here\b")
+
+
+def docstring(function) -> str:
+    return " ".join((function.__doc__ or "").split())
+
+
+def has_formula(text: str) -> bool:
+    return bool(EQUATION.search(text)) or any(FORMULA.search(code) for code in re.findall("`([^`]*)`", text))
 
 
 def lacks(function) -> list[str]:
-    text = " ".join((function.__doc__ or "").split())
-    return [what for what, pattern in (("shape", SHAPE), ("source", SOURCE)) if not pattern.search(text)]
+    text = docstring(function)
+    missing = [] if SHAPE.search(text) else ["shape"]
+    return missing + (["source"] if has_formula(text) and not SOURCE.search(text) else [])
 
 
 @pytest.mark.parametrize("module", [heads, representations, prism, momentum, response, spherical])
-def test_shapes_and_source_are_given(module):
+def test_shapes_and_sources_are_given(module):
     functions = {
         name: function
         for name, function in vars(module).items()
@@ -30,16 +42,27 @@ def test_shapes_and_source_are_given(module):
     assert {name: lacks(function) for name, function in functions.items() if lacks(function)} == {}
 
 
+def test_formulas_are_found():
+    """The documented formulas of the two papers are recognised, so that the test above asks for their source."""
+    for function in (
+        representations.coding_rate,
+        prism.objective,
+        momentum.transfer_function,
+        heads.spectral_centroid,
+    ):
+        assert has_formula(docstring(function))
+
+
 def test_what_is_missing_is_found():
     def undocumented(x: torch.Tensor) -> torch.Tensor:
         return x
 
     def vague(x: torch.Tensor) -> torch.Tensor:
-        """The gain |H| (or not) of what is received; 1 leaves a frequency as it is (`gain`)."""
+        """The gain |H| (or not) of the received states; 1 leaves a frequency unchanged (`gain`)."""
         return x
 
     def unsourced(x: torch.Tensor) -> torch.Tensor:
-        """The norm of tokens (N, d): (N,)."""
+        """The mean distance `sum_s A[t, s] (t - s)` of maps (..., S, S)."""
         return x
 
-    assert lacks(undocumented) == lacks(vague) == ["shape", "source"] and lacks(unsourced) == ["source"]
+    assert lacks(undocumented) == lacks(vague) == ["shape"] and lacks(unsourced) == ["source"]

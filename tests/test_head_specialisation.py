@@ -357,7 +357,7 @@ def test_the_command_writes_data_tables_and_plots_and_repeats_nothing(command, c
         assert row["noise_coefficient"] == (1.0 if row["arm"] == "lambda-1" else 0.1)
         assert row["windows"] == 4 and row["window_length"] == 32 and row["bits_per_byte"] > 0 and row["revision"]
         for state in ("trained", "untrained", "trained, equal bases"):
-            for name in (*report.HEAD_FIGURES, "distance, without first token"):
+            for name in (*report.HEAD_METRICS, "distance, without first token"):
                 assert torch.tensor(row[state][name]).shape == (2, 4)
         assert row["trained"]["distance"] != row["untrained"]["distance"]
     # Arms of a seed start from the same weights; lambda reaches the maps from the second layer on.
@@ -371,7 +371,7 @@ def test_the_command_writes_data_tables_and_plots_and_repeats_nothing(command, c
         "num_windows": 4,
     }  # fmt: skip
     table = (results / "table.md").read_text()
-    assert table in capsys.readouterr().out and table.count("| lambda-1 |") == 1 + len(report.HEAD_FIGURES) + 3
+    assert table in capsys.readouterr().out and table.count("| lambda-1 |") == 1 + len(report.HEAD_METRICS) + 3
     plots = [results / f"{name}.png" for name in ("heads", "differences", "lag")]
     assert all(plot.stat().st_size > 10_000 for plot in plots)
 

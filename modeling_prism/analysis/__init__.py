@@ -1,6 +1,6 @@
 """
-Looking inside: pure functions on attention maps, representations and filters, a function that runs a model over texts,
-and figures and a report on top of them.
+Looks inside a model: pure functions on attention maps, representations and filters; `examine`, which measures a model
+on texts; and figures and a report on top.
 
 ```python
 from modeling_prism.analysis import examine, figures
@@ -19,7 +19,7 @@ from importlib.util import find_spec
 
 if missing := [name for name in ("matplotlib", "numpy", "scipy") if find_spec(name) is None]:
     raise ImportError(
-        f"modeling_prism.analysis needs {', '.join(missing)}, which the models do not: "
+        f"modeling_prism.analysis needs {', '.join(missing)}, which the models do not need: "
         "pip install modeling-prism[analysis]"
     )
 

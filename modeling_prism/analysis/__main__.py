@@ -1,5 +1,5 @@
 """
-Looks inside a saved model and writes a report.
+Examines a saved model and writes a report.
 
 ```bash
 python -m modeling_prism.analysis outputs/quickstart --texts valid.txt --out report --compare outputs/llama
@@ -31,39 +31,39 @@ from .spherical import check_modulus
 
 @dataclass
 class AnalysisArguments:
-    """What to read, and where to write."""
+    """What to read and where to write."""
 
     out: str = field(metadata={"help": "Folder for report.html, report.json and figures/."})
     texts: str | None = field(
         default=None,
-        metadata={"help": "Text file: texts separated by <|endoftext|>, or else by blank lines."},
+        metadata={"help": "Text file; texts are separated by <|endoftext|>, otherwise by blank lines."},
     )
     modulus: int | None = field(
-        default=None, metadata={"help": "In the place of texts: all inputs [a, b, =] of a task modulo this number."}
+        default=None, metadata={"help": "Instead of texts: all inputs [a, b, =] of a task modulo this number."}
     )
-    operation: Literal["add", "multiply"] = field(default="add", metadata={"help": "The operation of that task."})
+    operation: Literal["add", "multiply"] = field(default="add", metadata={"help": "Operation of that task."})
     compare: list[str] = field(
         default_factory=list,
-        metadata={"help": "Folders or hub names of models to put beside it, on the same texts or task."},
+        metadata={"help": "Folders or hub names of models to compare on the same texts or task."},
     )
-    num_texts: int = field(default=64, metadata={"help": "Read so many texts, from the beginning of the file."})
+    num_texts: int = field(default=64, metadata={"help": "Number of texts to read from the start of the file."})
     max_length: int | None = field(
-        default=None, metadata={"help": "Tokens in a window. Default: the model's context, at most 256."}
+        default=None, metadata={"help": "Tokens per window. Default: the model's context, at most 256."}
     )
-    memory_budget: float = field(default=1.0, metadata={"help": "GiB for the activations of a batch."})
-    control_seed: int = field(default=0, metadata={"help": "Seed of the untrained copy that is measured beside."})
+    memory_budget: float = field(default=1.0, metadata={"help": "Memory for the activations of a batch, in GiB."})
+    control_seed: int = field(default=0, metadata={"help": "Seed of the untrained copy that serves as control."})
     control_copies: int = field(
         default=5,
         metadata={
-            "help": "Untrained copies, of seeds from there on, whose heads show how far models differ untrained."
+            "help": "Number of untrained copies, with successive seeds; their spread is the yardstick for training."
         },
     )
-    device: str = field(default="auto", metadata={"help": "'cpu', 'cuda', ...; 'auto' takes CUDA if it can."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that a model folder brings along."})
+    device: str = field(default="auto", metadata={"help": "'cpu', 'cuda', ...; 'auto' picks CUDA if available."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code from a model's folder."})
 
     def __post_init__(self):
         if (self.texts is None) == (self.modulus is None):
-            raise ValueError("Give `--texts` (a file) or `--modulus` (a number): what is the model to read?")
+            raise ValueError("Give either `--texts` (a file) or `--modulus` (a number) for the model to read.")
         if self.num_texts < 1:
             raise ValueError(f"`num_texts` must be at least 1, got {self.num_texts}.")
         if not self.memory_budget > 0:
@@ -80,31 +80,31 @@ class AnalysisArguments:
 
 
 def check_device(device: str) -> None:
-    """Raises `ValueError` if torch has no such device here."""
+    """Raises `ValueError` if torch cannot use the device here."""
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
-            f"`device`={device!r} is none that torch has here ({str(error).splitlines()[0]}): give 'cpu' or 'auto'."
+            f"`device`={device!r} is not available here ({str(error).splitlines()[0]}): give 'cpu' or 'auto'."
         ) from None
 
 
 def check_out(out: str | Path) -> None:
-    """Raises `ValueError` if a report cannot be written into the folder `out`, which need not be there yet."""
+    """Raises `ValueError` if the folder `out`, which need not exist yet, cannot hold a report."""
     folder = Path(out).absolute()
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         reason = "cannot be written to" if folder.is_dir() else "is a file"
-        raise ValueError(f"`out`={str(out)!r} cannot hold a report, since {str(folder)!r} {reason}: give a folder.")
+        raise ValueError(f"`out`={str(out)!r} cannot hold a report, because {str(folder)!r} {reason}: give a folder.")
 
 
 def read_texts(file: str | Path, num_texts: int) -> list[str]:
     """
-    The first texts of a file.
+    Reads the first texts of a file.
 
     Raises:
-        ValueError: there is no such file, or nothing in it.
+        ValueError: the file is missing, empty or not UTF-8 text.
     """
     try:
         content = Path(file).read_text(encoding="utf-8")
@@ -119,79 +119,79 @@ def read_texts(file: str | Path, num_texts: int) -> list[str]:
 
 def load_model(name: str, arguments: AnalysisArguments) -> PreTrainedModel:
     """
-    A model from a folder or the hub.
+    Loads a model from a folder or the hub.
 
     Raises:
-        ValueError: it is not there, or no causal language model.
+        ValueError: it is missing or not a causal language model.
     """
     try:
         model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"{name!r} is neither the folder of a trained causal language model nor one that the hub would give "
-            f"({str(error).splitlines()[0]}); such a folder holds config.json and model.safetensors."
+            f"{name!r} is neither the folder nor the hub name of a causal language model "
+            f"({str(error).splitlines()[0]}). A model folder holds config.json and model.safetensors."
         ) from None
     return model.to(arguments.device).eval()
 
 
 def load_tokenizer(name: str, arguments: AnalysisArguments) -> PreTrainedTokenizerBase:
-    """The tokenizer in a model's folder. Raises `ValueError` if there is none."""
+    """Loads the tokenizer of a model. Raises `ValueError` if there is none."""
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=arguments.trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{name!r} has no tokenizer to read texts with ({str(error).splitlines()[0]}): save one into the folder, "
-            "or, for a model of a task modulo a number, give `--modulus`."
+            f"{name!r} has no tokenizer to read texts with ({str(error).splitlines()[0]}): save one into the folder "
+            "or, if the model solves a task modulo a number, give `--modulus`."
         ) from None
 
 
 def check_residues(name: str, modulus: int, arguments: AnalysisArguments) -> None:
-    """Raises `ValueError` if a model's tokenizer, where it has one, is not that of a task modulo `modulus`."""
+    """Raises `ValueError` if a model has a tokenizer that does not match a task modulo `modulus`."""
     try:
         tokenizer = load_tokenizer(name, arguments)
     except ValueError:
         return
     expected = [*map(str, range(modulus)), "="]
-    # Beyond its last token, a tokenizer has None.
+    # A tokenizer returns None beyond its last token.
     tokens = [tokenizer.convert_ids_to_tokens(number) for number in range(modulus + 1)]
     if tokens == expected:
         return
     wrong = next(number for number in range(modulus + 1) if tokens[number] != expected[number])
     own = tokenizer.get_vocab().get("=", 0)
     if own and tokenizer.convert_ids_to_tokens(list(range(own))) == [*map(str, range(own))]:
-        remedy = f"it is that of a task modulo {own}: give `--modulus {own}`"
+        remedy = f"It matches a task modulo {own}: give `--modulus {own}`"
     else:
-        remedy = "it is not that of such a task: give `--texts`"
+        remedy = "It does not match any such task: give `--texts`"
     raise ValueError(
-        f"`modulus`={modulus} does not fit the tokenizer of {name!r}, which has {tokens[wrong]!r} as token {wrong} "
-        f"where the task has {expected[wrong]!r}; {remedy}."
+        f"`modulus`={modulus} does not fit the tokenizer of {name!r}: its token {wrong} is {tokens[wrong]!r}, the "
+        f"task's is {expected[wrong]!r}. {remedy}."
     )
 
 
 def display_names(names: Sequence[str]) -> list[str]:
-    """The last parts of folder names, if they tell the models apart."""
+    """The last parts of folder names, if they are distinct."""
     short = [Path(name).resolve().name for name in names]
     return short if len(set(short)) == len(names) else list(names)
 
 
 def same_tokenizer(a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase, texts: Sequence[str]) -> bool:
-    """Whether two tokenizers have one vocabulary and cut these texts alike."""
+    """Whether two tokenizers have the same vocabulary and tokenize these texts alike."""
     return a.get_vocab() == b.get_vocab() and all(a(text)["input_ids"] == b(text)["input_ids"] for text in texts[:8])
 
 
 def check_others(arguments: AnalysisArguments, texts: Sequence[str]) -> None:
-    """Raises `ValueError` if a model to compare cannot be read: before the work on the first one, not after."""
+    """Raises `ValueError` if a model to compare cannot be read, before the first model is measured."""
     for other in arguments.compare:
-        # It is loaded again when its turn comes: all at once may be too many for the memory.
+        # Each model is loaded again later: all of them at once may not fit into memory.
         model, tokenizer = load_model(other, arguments), load_tokenizer(other, arguments)
         read_windows(model, tokenizer, texts, arguments.max_length or context_length(model))
 
 
 def analyse(name: str, arguments: AnalysisArguments) -> Path:
-    """Examines the model, its control and those to compare, and writes the report; returns the page."""
+    """Examines the model, its control and the models to compare; writes the report and returns the page."""
     names = display_names([name, *arguments.compare])
     check_out(arguments.out)
-    # Measuring takes minutes: all that is to be read must be there before.
+    # Measuring takes minutes: check every input first.
     if arguments.modulus is None:
         texts = read_texts(arguments.texts, arguments.num_texts)
         check_others(arguments, texts)
@@ -206,7 +206,7 @@ def analyse(name: str, arguments: AnalysisArguments) -> Path:
         found = examine_cyclic(model, **task, name=names[0])
         control = examine_cyclic(untrained_copy(model, arguments.control_seed), **task, name="untrained copy")
         others = [
-            # Tokens are the residues, whichever the model.
+            # In every model, tokens are residues.
             {**examine_cyclic(load_model(other, arguments), **task, name=shown), "same tokenizer": True}
             for other, shown in zip(arguments.compare, names[1:])
         ]

@@ -1,5 +1,5 @@
 """
-Running a model over texts and keeping sums: attention maps are reduced batch by batch, never kept.
+Runs a model over texts and keeps sums: attention maps are reduced batch by batch and never stored.
 
 Shapes: L layers, B windows in a batch, H heads, S tokens, d width, V vocabulary.
 """
@@ -15,38 +15,38 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-# Shorter windows say nothing about attention over distance.
+# Shorter windows carry no information about attention over distance.
 SHORTEST = 16
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass gave. Windows are padded on the right, to S tokens."""
+    """The result of one forward pass. Windows are right-padded to S tokens."""
 
-    rows: Tensor  # (B,), which of the windows
+    rows: Tensor  # (B,), indices of the windows
     input_ids: Tensor  # (B, S)
-    valid: Tensor  # (B, S), False where padded
+    valid: Tensor  # (B, S), False at padding
     logits: Tensor  # (B, S, V)
-    hidden_states: tuple[Tensor, ...]  # L + 1 times (B, S, d): before the first layer and after each
-    attentions: tuple[Tensor, ...]  # L times (B, H, S, S); none if they were not asked for
+    hidden_states: tuple[Tensor, ...]  # L + 1 of (B, S, d): before the first layer and after each layer
+    attentions: tuple[Tensor, ...]  # L of (B, H, S, S); empty unless requested
 
 
-# Sums over the tokens of a batch, by name; sums of batches are added.
+# From a batch to named sums over its tokens. The sums of all batches are added.
 Reducer = Callable[[Batch], dict[str, Tensor]]
 
 
 def cut_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> tuple[list[Tensor], int]:
     """
-    Texts as windows of token ids, each of at most `max_length` tokens.
+    Cuts texts into windows of at most `max_length` token ids.
 
-    A text begins with the tokenizer's `bos_token` if it has one; its next window begins with the last token of the one
-    before. So every token is predicted once, but for the first of a text where there is no `bos_token`.
+    A text starts with the tokenizer's `bos_token`, if there is one; each further window starts with the last token of
+    the window before. Every token is thus predicted once, except the first of a text without `bos_token`.
 
     Returns:
-        windows, and the number of UTF-8 bytes that are predicted in them.
+        the windows, and the number of UTF-8 bytes predicted in them.
 
     Raises:
-        ValueError: no text has anything to predict.
+        ValueError: no text has a token to predict.
     """
     windows, num_bytes = [], 0
     for text in texts:
@@ -61,7 +61,7 @@ def cut_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_leng
         num_bytes += len(text.encode()) - unscored
         windows += [torch.tensor(ids[i : i + max_length]) for i in range(0, len(ids) - 1, max_length - 1)]
     if not windows:
-        raise ValueError("The texts have no token to predict: give texts of at least two tokens.")
+        raise ValueError("The texts hold no token to predict: give texts of at least two tokens.")
     return windows, num_bytes
 
 
@@ -69,43 +69,41 @@ def bytes_per_window(
     model: PreTrainedModel, length: int, attentions: bool = True, max_length: int | None = None
 ) -> int:
     """
-    An estimate, rather high, of what a forward pass and its reduction allocate for a window of `length` tokens.
+    Upper estimate of the bytes that a forward pass and its reduction allocate for a window of `length` tokens.
 
     `max_length` (default `length`) is that of the longest window: spectra have its resolution.
     """
     config = model.config.get_text_config()
     size = torch.finfo(model.dtype).bits // 8
-    # All states, and all of them in fp64; of two layers what their angle is made of, six fp64 copies.
+    # All states, also in fp64; and six fp64 copies for the angle between two layers.
     hidden = length * config.hidden_size * ((config.num_hidden_layers + 1) * (size + 8) + 6 * 8)
-    # The logits, in their own precision and twice in fp32.
+    # The logits, once in their own precision and twice in fp32.
     logits = length * config.vocab_size * (size + 8)
     if not attentions:
         return hidden + logits
     num_heads = getattr(config, "num_attention_heads", None) or 1
-    # All maps in the model's precision; of one layer, scores and softmax, and in the reduction four fp32 copies: the
-    # map, what is gathered by lag, and what a sum over it takes.
+    # All maps in the model's precision; scores and softmax of one layer; and in the reduction four fp32 copies of one
+    # map: itself, aligned by lag, and two temporaries of the sums.
     maps = length * (config.num_hidden_layers * size + 2 * size + 4 * 4)
-    # A spectrum has half as many points, as a complex number, its magnitude and the square: 8 + 4 + 4 bytes each; and
-    # the map is padded to its resolution.
+    # A spectrum has half as many points, each a complex number, a magnitude and a square (8 + 4 + 4 bytes); the map is
+    # padded to its resolution.
     spectra = (max_length or length) * (16 // 2 + 4)
     return hidden + logits + num_heads * length * (maps + spectra)
 
 
 def plan_length(model: PreTrainedModel, max_length: int, memory_budget: int, attentions: bool = True) -> int:
     """
-    The longest window, at most `max_length`, of which one fits the budget (bytes).
+    The longest window, at most `max_length` tokens, that fits the budget in bytes. Warns if it is shorter.
 
     Raises:
         ValueError: not even `SHORTEST` tokens fit.
-
-    Warns where it is shorter than `max_length`.
     """
     length = max_length
     while bytes_per_window(model, length, attentions) > memory_budget and length > SHORTEST:
         length = max(SHORTEST, length * 3 // 4)
     if bytes_per_window(model, length, attentions) > memory_budget:
         raise ValueError(
-            f"`memory_budget`={memory_budget} bytes do not hold one window of {length} tokens, which takes about "
+            f"`memory_budget`={memory_budget} bytes cannot hold one window of {length} tokens, which needs about "
             f"{bytes_per_window(model, length, attentions)}: raise the budget, or collect without attention maps."
         )
     if length < max_length:
@@ -119,15 +117,15 @@ def plan_length(model: PreTrainedModel, max_length: int, memory_budget: int, att
 
 @contextlib.contextmanager
 def prepared(model: PreTrainedModel, attentions: bool) -> Iterator[None]:
-    """Puts a model into eval mode and, for maps, under eager attention; afterwards it is as it was."""
+    """Sets eval mode and, for attention maps, eager attention; restores the model afterwards."""
     config = model.base_model.config
-    # The state before the last norm: with it, norms and ranks of the layers compare.
+    # Record the last state before the final norm, so that norms and ranks are comparable across layers.
     tied = getattr(config, "tie_last_hidden_states", None)
     implementation, training = model.config._attn_implementation, model.training
     try:
         config.tie_last_hidden_states = False
         model.eval()
-        # sdpa, flash and flex attention never make a map; asked for one, they return nothing.
+        # sdpa, flash and flex attention never form a map and return nothing when asked for one.
         if attentions and implementation != "eager":
             model.set_attn_implementation("eager")
         yield
@@ -147,7 +145,7 @@ def run_batch(model: PreTrainedModel, windows: Sequence[Tensor], rows: Sequence[
     One forward pass over `windows[row]` for each row.
 
     Raises:
-        ValueError: the model gives no attention maps or no hidden states.
+        ValueError: the model returns no attention maps or no hidden states.
     """
     chosen = [windows[row] for row in rows]
     input_ids = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True).to(model.device)
@@ -163,16 +161,16 @@ def run_batch(model: PreTrainedModel, windows: Sequence[Tensor], rows: Sequence[
     maps = getattr(output, "attentions", None) or ()
     if attentions and (not maps or any(map is None for map in maps)):
         raise ValueError(
-            f"{type(model).__name__} gives no attention maps, with eager attention neither: it has layers without "
-            "attention, or does not record it. Collect without (`attentions=False`): norms, ranks and losses remain."
+            f"{type(model).__name__} gives no attention maps, even with eager attention: some layers have no "
+            "attention or do not record it. `attentions=False` still collects norms, ranks and losses."
         )
     if not getattr(output, "hidden_states", None):
-        raise ValueError(f"{type(model).__name__} gives no hidden states: it does not record them.")
+        raise ValueError(f"{type(model).__name__} gives no hidden states and cannot be measured.")
     return Batch(torch.tensor(rows), input_ids, valid, output.logits, tuple(output.hidden_states), tuple(maps))
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """CUDA's error has a class of its own, the CPU's only a text: the first on Linux, the second on Windows."""
+    """CUDA has its own error class; the CPU allocator only has messages, one on Linux and one on Windows."""
     texts = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
 
@@ -188,24 +186,24 @@ def collect_windows(
     progress: bool = True,
 ) -> dict[str, Tensor]:
     """
-    Runs a model over windows of token ids (S_i,), and adds up what `reducers` make of each batch.
+    Runs a model over windows of token ids (S_i,) and adds up the sums that `reducers` return for each batch.
+
+    If memory runs out despite the budget, it warns and halves this and all later batches.
 
     Args:
-        model: a causal language model, on any device, of any attention implementation, which is left as it was.
+        model: a causal language model on any device, with any attention implementation; left unchanged.
         windows: token ids; see `cut_texts`.
-        reducers: from a batch to sums by name.
-        attentions: whether reducers need attention maps, which take eager attention and most of the memory.
-        memory_budget: bytes for the activations of a batch; it sets how many windows a batch has.
-        batch_size: at most so many windows a batch.
+        reducers: from a batch to named sums.
+        attentions: whether reducers need attention maps, which need eager attention and most of the memory.
+        memory_budget: bytes for the activations of a batch; sets the number of windows per batch.
+        batch_size: upper limit on the windows per batch.
         progress: show a progress bar.
 
     Returns:
         the sums, on the CPU, in fp64.
 
     Raises:
-        ValueError: the model gives no maps, or a single window does not fit the memory.
-
-    Warns where the memory runs out in spite of the budget; the batch is then halved, and smaller from there on.
+        ValueError: the model gives no maps, or a single window does not fit into memory.
     """
     order = sorted(range(len(windows)), key=lambda row: -len(windows[row]))
     sums: dict[str, Tensor] = {}
@@ -219,7 +217,7 @@ def collect_windows(
             parts: list[dict[str, Tensor]] = []
             try:
                 batch = run_batch(model, windows, rows, attentions)
-                # All of them before any is added: a batch that is tried again must not count twice.
+                # Run all reducers before adding any sum: a retried batch must not count twice.
                 parts = [reducer(batch) for reducer in reducers]
             except RuntimeError as error:
                 if not is_out_of_memory(error):
@@ -229,11 +227,13 @@ def collect_windows(
             if not parts and reducers:
                 if len(rows) == 1:
                     raise ValueError(
-                        f"One window of {len(windows[rows[0]])} tokens does not fit the memory ({failure}): cut the "
-                        "texts shorter (`max_length`), or collect without attention maps."
+                        f"One window of {len(windows[rows[0]])} tokens does not fit into memory ({failure}): lower "
+                        "`max_length`, or collect without attention maps."
                     )
                 limit = len(rows) // 2
-                warnings.warn(f"Out of memory with {len(rows)} windows a batch: going on with {limit}.", stacklevel=2)
+                warnings.warn(
+                    f"Out of memory with {len(rows)} windows per batch: going on with {limit}.", stacklevel=2
+                )
                 continue
             for part in parts:
                 for name, value in part.items():

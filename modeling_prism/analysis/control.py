@@ -1,4 +1,4 @@
-"""The control of a report: models of the same config that were never trained, and how far they differ."""
+"""The control of a report: untrained models of the same config, and their spread."""
 
 import copy
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from .collect import SHORTEST, collect_windows, cut_texts
 from .examine import examine
 
 
-# Maps of an untrained model differ little from text to text, and their reduction is most of a report's time.
+# Maps of an untrained model vary little between texts, and reducing them takes most of a report's time.
 NUM_WINDOWS = 16
 
 
 def untrained_copy(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     """
-    A model of the same config with new random weights, on the same device: what architecture alone does. With the seed
-    of its training, these are the weights it began with.
+    A model of the same config with new random weights, on the same device: the effect of architecture alone. The seed
+    of the training run reproduces its initial weights.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -39,17 +39,17 @@ def examine_untrained(
     progress: bool = True,
 ) -> dict:
     """
-    Measures an untrained copy of a model as `examine` does, and the heads of several of them on a few of the texts:
-    what training did can be told only beside how far models differ that were not trained.
+    Measures an untrained copy of a model with `examine`, and the heads of several copies on a few of the texts. Their
+    spread is the yardstick for what training changed.
 
     Args:
-        model, tokenizer, texts, max_length, memory_budget, progress: as of `examine`.
-        seed: of the copy that is measured in full; the others have the seeds after it.
-        num_copies: how many copies' heads are measured, that one among them. One has no spread.
+        model, tokenizer, texts, max_length, memory_budget, progress: as for `examine`.
+        seed: of the copy that is measured in full; the other copies use the next seeds.
+        num_copies: copies whose heads are measured, including the first. One copy has no spread.
 
     Returns:
-        the findings of the first copy; and, where it has `heads`, `copies`: of each copy the figures of `HEAD_FIGURES`
-        (L, H), on at most `NUM_WINDOWS` windows, evenly out of all.
+        the findings of the first copy and, if it has `heads`, `copies`: per copy the `HEAD_METRICS` (L, H), measured
+        on at most `NUM_WINDOWS` evenly spaced windows.
     """
     first = untrained_copy(model, seed)
     options = {"memory_budget": memory_budget, "progress": progress}
@@ -63,6 +63,6 @@ def examine_untrained(
     findings["copies"] = []
     for index in range(num_copies):
         sums = collect_windows(untrained_copy(model, seed + index), windows, [reduce], **options)
-        figures = reducers.head_figures(sums)
-        findings["copies"].append({name: figures[name] for name in reducers.HEAD_FIGURES if name in figures})
+        metrics = reducers.head_metrics(sums)
+        findings["copies"].append({name: metrics[name] for name in reducers.HEAD_METRICS if name in metrics})
     return findings

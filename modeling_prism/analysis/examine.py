@@ -1,6 +1,6 @@
 """
-All that can be measured of one model: from a model, its tokenizer and texts to findings, a dictionary of numbers and
-tensors that figures and report read.
+Measures one model: from a model, its tokenizer and texts to findings, the dictionary of numbers and tensors that the
+figures and the report draw.
 """
 
 import contextlib
@@ -8,69 +8,72 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from . import prism, reducers, spherical
+from . import prism, reducers, response, spherical
 from .collect import SHORTEST, Batch, collect_windows, cut_texts, plan_length, prepared
-from .measures import SHORTEST_REPEAT, measure_momentum, measure_prism, measure_repeats, mechanism_off
+from .heads import pattern_sums, prefix_matching_pattern, random_repeats
 
 
-# A larger share of unknown tokens makes bits per byte meaningless: all such words cost what their one token does.
+# Two different tokens, and the same pair again.
+SHORTEST_REPEAT = 4
+# Above this share of unknown tokens bits per byte mean nothing: one token stands for many words.
 MOST_UNKNOWN = 0.01
 
 
 def context_length(model: PreTrainedModel, longest: int = 256) -> int:
-    """The model's positions, at most `longest`."""
+    """The number of the model's positions, at most `longest`."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return min(longest, positions) if positions else longest
 
 
 def check_length(max_length: int) -> None:
-    """Raises `ValueError` for windows in which nothing can repeat."""
+    """Raises `ValueError` for windows too short to hold a repeat."""
     if max_length < SHORTEST_REPEAT:
         raise ValueError(
-            f"`max_length`={max_length} leaves no room for a pair of tokens that repeats: give at least "
-            f"{SHORTEST_REPEAT}, or {SHORTEST} for figures of heads too."
+            f"`max_length`={max_length} has no room for a pair of tokens and its repeat: give at least "
+            f"{SHORTEST_REPEAT}, or {SHORTEST} to measure heads too."
         )
 
 
 def read_windows(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int
-) -> tuple[list[torch.Tensor], int]:
+) -> tuple[list[Tensor], int]:
     """
     `cut_texts` for a model.
 
     Raises:
-        ValueError: nothing to read, texts that the tokenizer cannot read, windows that are too short, or a tokenizer
-            with more tokens than the model.
+        ValueError: there is nothing to read, the tokenizer cannot read the texts or has more tokens than the model, or
+            windows are too short.
     """
     check_length(max_length)
     try:
         windows, num_bytes = cut_texts(tokenizer, texts, max_length)
     except ValueError:
         raise
-    # `tokenizers` raises nothing more particular for words of which a tokenizer has no token.
+    # `tokenizers` raises a bare `Exception` for words without a token.
     except Exception as error:
         raise ValueError(
-            f"The model's tokenizer cannot read these texts ({error}): give texts that it was made for, or, for a "
-            "model of a task modulo a number, `--modulus`."
+            f"The model's tokenizer cannot read these texts ({error}): give texts it was made for or, if the "
+            "model solves a task modulo a number, `--modulus`."
         ) from error
     largest, size = max(int(window.max()) for window in windows), model.config.get_text_config().vocab_size
     if largest >= size:
         raise ValueError(
-            f"The tokenizer makes token {largest}, and the model has {size}: they do not belong together. Give the "
-            "model the tokenizer that it was trained with."
+            f"The tokenizer produces token {largest}, but the model has only {size}: they do not belong together. Use "
+            "the tokenizer that the model was trained with."
         )
     return windows, num_bytes
 
 
 def unknown_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[float, str | None]:
     """
-    Share of the tokens of texts that stand for what the tokenizer does not know, and the token that it writes for it.
+    The share of unknown tokens in texts, and the token that replaces them; 0 and None if the tokenizer has none.
 
-    A text may hold that token itself, which is then known. 0 and None of a tokenizer that has no such token.
+    Where a text itself contains that token, it counts as known.
     """
-    # A tokenizer made of a bare `tokenizers.Tokenizer` has it there alone.
+    # A tokenizer built from a bare `tokenizers.Tokenizer` has it only in its backend.
     backend = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     token = tokenizer.unk_token or getattr(backend, "unk_token", None)
     if token is None:
@@ -98,35 +101,34 @@ def examine(
     Measures a causal language model on texts.
 
     Args:
-        model: of this package, a Llama, a GPT-2, or any that gives hidden states; left as it was.
-        tokenizer: its tokenizer.
-        texts: each read from its beginning, in windows of `max_length` tokens.
-        name: what figures call it.
-        max_length: at least 4, at most the model's positions; default: these, or 256 if they are more.
+        model: one of this package, a Llama, a GPT-2, or any other that returns hidden states; left unchanged.
+        tokenizer: the model's tokenizer.
+        texts: each is read from its beginning, in windows of `max_length` tokens.
+        name: label of the model in figures.
+        max_length: at least 4, at most the model's positions. Default: the model's positions, at most 256.
         memory_budget: bytes for the activations of a batch.
         progress: show progress bars.
 
     Returns:
-        `name`, `family` (its model type), `parameters`, `layers`, `heads per layer`, `texts`, `windows`, `tokens`,
-        `max length`, `unknown tokens` (a share); `loss`, `heads`, `residual`, `repeats` as `reducers.py` and
-        `measures.py` say; `prism` or `momentum` where the model is one; `notes`, sentences on what could not be
-        measured or was changed.
+        `name`, `family` (the model type), `parameters`, `layers`, `heads per layer`, `texts`, `windows`, `tokens`,
+        `max length`, `unknown tokens` (a share); `loss`, `heads` and `residual` (see `reducers.py`); `repeats` (see
+        `measure_repeats`); `prism` or `momentum` for these families (see `measure_prism`, `measure_momentum`);
+        `notes`, sentences on what was changed or could not be measured.
 
     Raises:
-        ValueError: nothing to read, one string in the place of a list, windows that are too short, a tokenizer with
-            more tokens than the model, or too small a memory.
+        ValueError: there is nothing to read, `texts` is a single string, windows are too short, the tokenizer has more
+            tokens than the model, or the memory budget is too small.
     """
     notes: list[str] = []
     config = model.config.get_text_config()
     if isinstance(texts, str):
-        raise ValueError("`texts` must be a list of strings, got one string: give [text].")
+        raise ValueError("`texts` must be a list of strings, got a single string: give [text].")
     asked, max_length = max_length, context_length(model, 256 if max_length is None else max_length)
-    # Before anything runs.
     check_length(max_length)
     with noting_warnings(notes):
         if asked is not None and asked > max_length:
             warnings.warn(
-                f"`max_length`={asked} is beyond the {max_length} positions of the model: windows have {max_length} "
+                f"`max_length`={asked} exceeds the {max_length} positions of the model: windows have {max_length} "
                 "tokens.",
                 stacklevel=2,
             )
@@ -136,8 +138,8 @@ def examine(
         unknown, token = unknown_tokens(tokenizer, texts)
         if unknown > MOST_UNKNOWN:
             notes.append(
-                f"The tokenizer does not know {unknown:.1%} of the tokens of these texts, and writes {token!r} for "
-                "each: bits per byte are no measure of this model here, and are left out."
+                f"The tokenizer does not know {unknown:.1%} of the tokens of these texts and replaces them by "
+                f"{token!r}. Bits per byte would be meaningless and are left out."
             )
         options = {"memory_budget": memory_budget, "progress": progress, "attentions": attentions}
         chosen = [reducers.reduce_loss, reducers.reduce_residual]
@@ -158,33 +160,96 @@ def examine(
             "tokens": int(sums["tokens"]),
             "max length": max_length,
             "unknown tokens": unknown,
-            "loss": reducers.loss_figures(sums, num_bytes),
-            "residual": reducers.residual_figures(sums),
+            "loss": reducers.loss_metrics(sums, num_bytes),
+            "residual": reducers.residual_metrics(sums),
         }
         if attentions:
             try:
-                findings["heads"] = reducers.head_figures(sums)
+                findings["heads"] = reducers.head_metrics(sums)
             except ValueError as error:
                 notes.append(str(error))
             findings["repeats"] = measure_repeats(model, tokenizer, max_length, **options)
         long = [window for window in windows if len(window) >= 2 * SHORTEST][:16]
         if not long:
-            notes.append(f"No text has {2 * SHORTEST} tokens: what is measured on whole texts is left out.")
+            notes.append(f"No text has {2 * SHORTEST} tokens: measurements on whole texts are left out.")
         if config.model_type == "prism":
-            findings["prism"] = measure_prism(model, findings.get("heads"), sums, long)
+            findings["prism"] = prism.measure_prism(model, findings.get("heads"), sums, long)
         if config.model_type == "momentum":
-            findings["momentum"] = measure_momentum(model, long)
+            findings["momentum"] = response.measure_momentum(model, long)
         if config.model_type in ("prism", "momentum"):
             with mechanism_off(model):
                 off = collect_windows(model, windows, [reducers.reduce_loss], **{**options, "attentions": False})
-            findings["loss with the mechanism off"] = reducers.loss_figures(off, num_bytes)
+            findings["loss with the mechanism off"] = reducers.loss_metrics(off, num_bytes)
     findings["notes"] = notes
     return findings
 
 
 @contextlib.contextmanager
+def mechanism_off(model: PreTrainedModel) -> Iterator[None]:
+    """Sets lambda of a Prism, or gamma of a Momentum, to 0; restores the model afterwards."""
+    if model.config.model_type == "prism":
+        before = model.config.noise_coefficient
+        try:
+            model.set_noise_coefficient(0.0)
+            yield
+        finally:
+            model.set_noise_coefficient(before)
+    else:
+        modules = response.rotary_layers(model)
+        gammas = [module.gamma for module in modules]
+        try:
+            for module in modules:
+                module.gamma = 0.0
+            yield
+        finally:
+            for module, gamma in zip(modules, gammas):
+                module.gamma = gamma
+
+
+def measure_repeats(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    num_texts: int = 32,
+    **options,
+) -> dict[str, Tensor | float]:
+    """
+    Measures a model on random texts that repeat at varying distances (`random_repeats`), of at most `max_length`
+    tokens (`SHORTEST_REPEAT` or more).
+
+    Returns:
+        `induction`, the prefix-matching score of each head (L, H); `nats of repeats`, the loss on tokens that can be
+        looked up; `nats of random tokens`, the loss on first occurrences, which cannot.
+    """
+    special = set(tokenizer.all_special_ids)
+    size = min(len(tokenizer), model.config.get_text_config().vocab_size)
+    token_ids = torch.tensor([token for token in range(size) if token not in special])
+    num_distinct = min(max_length // 2, 48, len(token_ids))
+    ids, predictable = random_repeats(token_ids, num_texts, num_distinct, num_distinct // 2)
+
+    def reduce(batch: Batch) -> dict[str, Tensor]:
+        pattern = prefix_matching_pattern(batch.input_ids)
+        parts = [pattern_sums(A, pattern) for A in batch.attentions]
+        nats = reducers.next_token_nats(batch)
+        known = predictable[batch.rows][:, 1:].to(nats.device)
+        return {
+            "induction": torch.stack([total for total, _ in parts]),
+            "queries": parts[0][1],
+            "known": (nats * known).sum(),
+            "random": nats[:, : num_distinct - 1].sum(),
+        }
+
+    sums = collect_windows(model, list(ids), [reduce], **options)
+    return {
+        "induction": sums["induction"] / sums["queries"],
+        "nats of repeats": (sums["known"] / predictable.sum()).item(),
+        "nats of random tokens": (sums["random"] / (num_texts * (num_distinct - 1))).item(),
+    }
+
+
+@contextlib.contextmanager
 def noting_warnings(notes: list[str]) -> Iterator[None]:
-    """Appends what is warned of to `notes`, once each, and warns as ever."""
+    """Appends each warning to `notes`, once, and still issues it."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
@@ -197,24 +262,23 @@ def noting_warnings(notes: list[str]) -> Iterator[None]:
 
 
 def gives_attentions(model: PreTrainedModel, notes: list[str]) -> bool:
-    """Whether a model gives attention maps, tried on a few tokens; if not, a note says why figures are missing."""
+    """Whether a model returns attention maps, tested on a few tokens. If not, a note says why metrics are missing."""
     try:
         collect_windows(model, [torch.zeros(4, dtype=torch.long)], [lambda batch: {}], progress=False)
     except ValueError as error:
-        notes.append(f"Figures of heads are left out: {error}")
+        notes.append(f"Head metrics are left out: {error}")
         return False
     return True
 
 
-def unembedding_in_use(model: PreTrainedModel) -> torch.Tensor:
+def unembedding_in_use(model: PreTrainedModel) -> Tensor:
     """
-    What the head makes of each direction of the residual stream, a row a token: (V, d).
-
-    Of a linear head it is the weight; of Spherical's bounded one, tau times the weight's rows at length 1.
+    The effective unembedding, one row per token (V, d): the weight of a linear head; for Spherical's bounded head,
+    tau times the weight's rows at length 1.
     """
     head = model.get_output_embeddings()
     directions = torch.eye(head.weight.shape[1], dtype=head.weight.dtype, device=head.weight.device)
-    # A bias is no part of it.
+    # The difference removes a bias.
     return (head(directions) - head(torch.zeros_like(directions))).T
 
 
@@ -223,30 +287,29 @@ def examine_cyclic(
     model: PreTrainedModel, modulus: int, operation: str = "add", *, name: str = "model", batch_size: int = 2048
 ) -> dict:
     """
-    Measures a model of a task on residues, [a, b, =] with "=" as token `modulus`, read at the last position.
+    Measures a model of a task on residues, [a, b, =] with "=" as token `modulus`, at the last position.
 
     Args:
         model: a causal language model with at least `modulus + 1` tokens.
         modulus: p, at least 2; a prime above 2 if `operation` is "multiply".
-        operation: "add" or "multiply"; the Fourier basis is that of the operation's group.
+        operation: "add" or "multiply"; selects the group of the Fourier basis.
 
     Returns:
-        `accuracy` on all p * p inputs, `accuracy by k` frequencies kept; energy by frequency (F,) of the rows of
-        `embedding` and `unembedding` (as the head uses them), of `logits`, and of a Spherical's `W_U W_out`, what its
-        last neurons add to the logits; the energies of `logits` are those of what differs between inputs: the mean
-        over inputs is taken out first, which is nearly all there is before training; `explained by top 5` of each,
-        and the `top frequencies` of the logits;
-        `residues`, the length of the cycle; `residual`. Products with 0 count in `accuracy` alone.
+        `accuracy` on all p * p inputs, and `accuracy by k` frequencies kept; energies per frequency (F,) of
+        `embedding`, `unembedding` (as the head uses it), `logits` and, for Spherical, `W_U W_out`, the contribution of
+        the last MLP's neurons to the logits; `explained by top 5` for each of them; the `top frequencies` of the
+        logits; `residues`, the length of the cycle; `residual`. The energies of `logits` exclude their mean over
+        inputs, which dominates before training. Products with 0 count only in `accuracy`.
 
     Raises:
-        ValueError: too few tokens, or a modulus that is none.
+        ValueError: the model has too few tokens, or the modulus is not valid for the operation.
     """
     config = model.config.get_text_config()
     spherical.check_modulus(modulus, operation)
     if config.vocab_size < modulus + 1:
         raise ValueError(
-            f"`modulus`={modulus} needs {modulus + 1} tokens (the last is =), and the model has {config.vocab_size}: "
-            f"give the modulus that it was trained on, at most {config.vocab_size - 1}."
+            f"`modulus`={modulus} needs {modulus + 1} tokens (the last is =), but the model has {config.vocab_size}: "
+            f"give the modulus it was trained on, at most {config.vocab_size - 1}."
         )
     pairs, labels = spherical.modular_pairs(modulus, operation)
     logits, sums = [], {}
@@ -265,12 +328,12 @@ def examine_cyclic(
     if config.model_type == "spherical":
         tables["W_U W_out"] = tables["unembedding"] @ model.base_model.layers[-1].mlp.down_proj.weight
     energies = {label: spherical.fourier_energies(table.double().cpu()[order]) for label, table in tables.items()}
-    # A product with 0 is 0 whatever the other factor: it is no power, and is left out.
+    # 0 is not a power of the root: leave out products with 0.
     cyclic = labels != 0 if operation == "multiply" else torch.ones_like(labels, dtype=torch.bool)
     place = torch.zeros(modulus, dtype=torch.long)
     place[order] = torch.arange(len(order))
     logits, labels, right = logits[cyclic][:, order], place[labels[cyclic]], spherical.accuracy(logits, labels)
-    # A vector of classes that is the same for every input has some few strongest frequencies, whatever it is.
+    # A constant vector over classes would contribute frequencies that say nothing about the inputs.
     energies["logits"] = spherical.fourier_energies(logits - logits.mean(0), dim=-1)
     return {
         "name": name,
@@ -286,6 +349,6 @@ def examine_cyclic(
             for label, energy in energies.items()
         },
         "top frequencies": spherical.top_frequencies(energies["logits"], 5).tolist(),
-        "residual": reducers.residual_figures(sums),
+        "residual": reducers.residual_metrics(sums),
         "notes": [],
     }

@@ -1,26 +1,27 @@
 """
-The figures of any model: from findings (`examine`) to matplotlib figures, for a notebook or the report.
+Figures of any model: from findings (`examine`) to matplotlib figures, for a notebook or the report.
 
-All are readable in greyscale: series differ by marker and line, colour maps are perceptually uniform. `control` is
-the findings of an untrained copy, drawn beside.
+All figures survive greyscale: series differ in marker and line, and colour maps are perceptually uniform. `control`
+holds the findings of an untrained copy, for comparison.
 """
 
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from .heads import BANDS
-from .reducers import HEAD_FIGURES
+from .reducers import HEAD_METRICS
 
 
-# Inches; the page never shows a picture smaller than this.
+# Inches. The page shows no figure narrower than this.
 WIDTH = 5.6
 MAP = "cividis"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -42,14 +43,25 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "figure.constrained_layout.use": True,
-    # One file, no fonts to fetch; text stays text for whoever searches or reads aloud.
-    "svg.fonttype": "path",
+    # Text stays text in SVG: searchable, and readable by screen readers.
+    "svg.fonttype": "none",
+    # A "$" in a model's name is a dollar sign.
+    "text.parse_math": False,
     "svg.hashsalt": "modeling_prism",
 }
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its file name and the caption a reader needs."""
+
+    name: str
+    caption: str
+    figure: Figure
+
+
 def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Runs a plotting function under the house's style, whatever the notebook's."""
+    """Applies the style of this package to a plotting function, whatever the notebook's style."""
 
     @functools.wraps(plot)
     def wrapper(*args, **kwargs):
@@ -59,7 +71,7 @@ def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
     return wrapper
 
 
-# Whose findings hold what only some have.
+# Which findings hold a key.
 WHOSE = {
     "prism": "a Prism model (`examine`)",
     "momentum": "a Momentum model (`examine`)",
@@ -71,19 +83,21 @@ WHOSE = {
 
 
 def check_findings(plot: str, findings: dict, path: str) -> None:
-    """Raises `ValueError` if findings lack what a figure draws: a key, or one inside another (`"prism/banks"`)."""
+    """Raises `ValueError` if findings lack the key that a figure draws, such as `"prism"` or `"prism/banks"`."""
     family, _, part = path.partition("/")
     if not isinstance(findings, dict):
-        raise ValueError(f"`{plot}` draws findings (a dictionary, of `examine`), got {type(findings).__name__}.")
-    whose = f"those of {findings.get('name')!r}, a {findings.get('family')} model,"
+        raise ValueError(
+            f"`{plot}` draws findings, the dictionary that `examine` returns; got {type(findings).__name__}."
+        )
+    own = f"the findings of {findings.get('name')!r}, a {findings.get('family')} model,"
     if family not in findings:
-        raise ValueError(f"`{plot}` draws findings of {WHOSE[family]}; {whose} are none.")
+        raise ValueError(f"`{plot}` draws findings of {WHOSE[family]}; {own} are not.")
     if part and part not in findings[family]:
-        raise ValueError(f"`{plot}` draws {part!r}, which {whose} lack: their `notes` say why; give longer texts.")
+        raise ValueError(f"`{plot}` draws {part!r}, but {own} lack it: see their `notes`, and give longer texts.")
 
 
 def drawing(path: str) -> Callable[[Callable[..., Figure]], Callable[..., Figure]]:
-    """Makes a plotting function of findings refuse those that lack `path` (see `check_findings`)."""
+    """Makes a plotting function refuse findings that lack `path` (see `check_findings`)."""
 
     def decorate(plot):
         @functools.wraps(plot)
@@ -97,7 +111,7 @@ def drawing(path: str) -> Callable[[Callable[..., Figure]], Callable[..., Figure
 
 
 def check_several(plot: str, all_findings: list[dict], path: str) -> None:
-    """`check_findings` of each; raises `ValueError` too if it is one findings in the place of a list."""
+    """Runs `check_findings` on each; raises `ValueError` for a dictionary instead of a list."""
     if isinstance(all_findings, dict) or not len(all_findings):
         raise ValueError(f"`{plot}` draws a list of findings: give [found, other].")
     for findings in all_findings:
@@ -105,63 +119,72 @@ def check_several(plot: str, all_findings: list[dict], path: str) -> None:
 
 
 def new_figure(rows: int = 1, columns: int = 1, height: float = 2.6) -> tuple[Figure, list[Axes]]:
-    """A figure of the house's width with `rows * columns` axes; `height` of a row in inches."""
+    """A figure of standard width with `rows * columns` axes; `height` per row in inches."""
     figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height * rows), squeeze=False)
-    # A notebook would draw it a second time.
+    # Otherwise a notebook draws it twice.
     plt.close(figure)
     return figure, list(axes.flat)
 
 
 def series_style(index: int, count: int) -> dict:
-    """Colour, marker and line of series `index` of `count`, dark to light."""
+    """Colour, marker and line of series `index` out of `count`, from dark to light."""
     shade = plt.get_cmap(MAP)(0.85 * index / max(count - 1, 1))
     return {"color": shade, "marker": MARKERS[index % 8], "linestyle": LINES[index % 4], "markersize": 4}
 
 
 def whole_numbers(ax: Axes):
-    """Ticks of the x axis at whole numbers: there is no plane, layer or head between two."""
+    """Puts the ticks of the x axis at whole numbers, for planes, layers and heads."""
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def log_scale(ax: Axes, axes: str):
+    """Log scale for `axes` ("x", "y" or "xy"), with plain numbers as tick labels."""
+    for name in axes:
+        getattr(ax, f"set_{name}scale")("log")
+        axis = getattr(ax, f"{name}axis")
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
 def from_zero(ax: Axes):
-    """Lets the y axis begin at 0 and end a little above the data."""
-    # A subspace that spans everything has an infinite signal-to-noise ratio, which is not drawn.
+    """Starts the y axis at 0 and ends it just above the data."""
+    # The signal-to-noise ratio of a subspace that spans everything is infinite and not drawn.
     values = torch.cat([torch.as_tensor(line.get_ydata(), dtype=torch.float64) for line in ax.lines])
     top = values[values.isfinite()].max().item() if values.isfinite().any() else 0
     ax.set_ylim(0, 1.08 * top if top > 0 else 1)
 
 
-def bank_means(figure: Tensor, findings: dict) -> list[tuple[str, Tensor, dict]]:
+def bank_means(metric: Tensor, findings: dict) -> list[tuple[str, Tensor, dict]]:
     """
-    A figure by head (L, H, ...) as labelled series: the mean of each bank of a Prism; of other models, of each layer,
-    or of six layers from the first to the last.
+    Labelled series of a head metric (L, H, ...): for Prism the mean of each bank, otherwise the mean of each layer, or
+    of six layers from the first to the last.
     """
     if "prism" in findings:
         H_S = findings["prism"]["signal heads"]
-        banks = (("signal", figure[:, :H_S]), ("noise", figure[:, H_S:]))
+        banks = (("signal", metric[:, :H_S]), ("noise", metric[:, H_S:]))
         return [(f"{bank} heads", values.flatten(0, 1).mean(0), BANKS[bank]) for bank, values in banks]
-    chosen = torch.linspace(0, len(figure) - 1, min(len(figure), 6)).round().int().tolist()
-    return [(f"layer {i}", figure[i].mean(0), series_style(n, len(chosen))) for n, i in enumerate(chosen)]
+    chosen = torch.linspace(0, len(metric) - 1, min(len(metric), 6)).round().int().tolist()
+    return [(f"layer {i}", metric[i].mean(0), series_style(n, len(chosen))) for n, i in enumerate(chosen)]
 
 
 @styled
 @drawing("heads")
 def plot_heads(findings: dict) -> Figure:
-    """Maps of every head figure: layer by head."""
-    names = [name for name in HEAD_FIGURES if name in findings["heads"]]
+    """Every head metric as a map of layers and heads."""
+    names = [name for name in HEAD_METRICS if name in findings["heads"]]
     L, H = findings["heads"][names[0]].shape
     figure, axes = new_figure((len(names) + 1) // 2, 2, height=max(1.5, min(0.27 * L + 0.75, 4)))
     for ax, name in zip(axes, names):
         values = findings["heads"][name]
-        # Shares are comparable with each other if all run from 0 to 1.
-        limits = {"vmin": 0, "vmax": 1} if HEAD_FIGURES[name] == "share" else {"vmin": 0}
+        # One scale, 0 to 1, makes shares comparable.
+        limits = {"vmin": 0, "vmax": 1} if HEAD_METRICS[name] == "share" else {"vmin": 0}
         image = ax.imshow(values, cmap=MAP, aspect="auto", **limits)
         ax.grid(False)
-        ax.set(title=f"{name} ({HEAD_FIGURES[name]})", xlabel="head", ylabel="layer")
+        ax.set(title=f"{name} ({HEAD_METRICS[name]})", xlabel="head", ylabel="layer")
         ax.set_xticks(range(0, H, math.ceil(H / 8)))
         ax.set_yticks(range(0, L, math.ceil(L / 8)))
         figure.colorbar(image, ax=ax, shrink=0.9)
-        # Three characters of 7 pt in half the width.
+        # Room for three characters of 7 pt per cell.
         if L * H <= 64 and H <= 8:
             write_values(ax, values, image)
         if "prism" in findings:
@@ -173,13 +196,13 @@ def plot_heads(findings: dict) -> Figure:
 
 
 def two_sided(energies: Tensor, frequencies: Tensor) -> Tensor:
-    """Energies (..., F) as a density: 0 and the Nyquist frequency, which stand for themselves alone, count twice."""
+    """Energies (..., F) as a density: frequencies 0 and Nyquist, which have no negative, count twice."""
     weight = 1.0 + (frequencies == 0) + (frequencies == 0.5)
     return energies * weight
 
 
 def write_values(ax: Axes, values: Tensor, image):
-    """Writes each value in its cell, black on light and white on dark."""
+    """Writes each value into its cell, black on light and white on dark."""
     for i, row in enumerate(values.tolist()):
         for j, value in enumerate(row):
             red, green, blue, _ = image.cmap(image.norm(value))
@@ -193,10 +216,10 @@ def write_values(ax: Axes, values: Tensor, image):
 @styled
 @drawing("heads")
 def plot_attention_over_lag(findings: dict, control: dict | None = None) -> Figure:
-    """Mean attention by lag, its energy spectrum, and the share of the energy in bands."""
+    """Mean attention by lag, its energy spectrum, and its energy by band."""
     figure, axes = new_figure(3, 1, height=2.5)
     found = findings["heads"]
-    # Large lags that few queries have are noise.
+    # Few queries reach large lags: their means are noise.
     lags = torch.arange(1, max(2, int((found["reach"] >= 0.1 * found["reach"][0]).sum())))
     for label, values, style in bank_means(found["lags"], findings):
         axes[0].plot(lags, values[lags], label=label, markevery=0.1, **style)
@@ -209,11 +232,11 @@ def plot_attention_over_lag(findings: dict, control: dict | None = None) -> Figu
         axes[0].plot(lags, other["lags"].mean((0, 1))[lags], label="untrained, all heads", markevery=0.1, **CONTROL)
         spectrum = two_sided(other["spectrum"].mean((0, 1)), other["frequencies"])
         axes[1].plot(other["frequencies"], spectrum, label="untrained, all heads", markevery=0.1, **CONTROL)
-    axes[0].set(xscale="log", yscale="log", xlabel="lag (tokens)", ylabel="mean attention (share)")
-    axes[0].set_title("attention over the lag")
+    log_scale(axes[0], "xy")
+    axes[0].set(xlabel="lag (tokens)", ylabel="mean attention (share)", title="attention over the lag")
     axes[0].set_ylim(bottom=max(axes[0].get_ylim()[0], 1e-6))
-    axes[1].set(yscale="log", xlabel="frequency (cycles / token)", ylabel="share of a query's energy")
-    axes[1].set_title("its energy spectrum")
+    log_scale(axes[1], "y")
+    axes[1].set(xlabel="frequency (cycles / token)", ylabel="share of a query's energy", title="its energy spectrum")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
 
     groups = bank_means(found["bands"], findings)
@@ -228,21 +251,21 @@ def plot_attention_over_lag(findings: dict, control: dict | None = None) -> Figu
         left += widths
     axes[2].invert_yaxis()
     axes[2].set(xlim=(0, 1), xlabel="share of the energy")
-    axes[2].set_title("the energy by period in tokens", pad=20)
+    axes[2].set_title("its energy by period, in tokens", pad=20)
     axes[2].legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 0.97))
     return figure
 
 
 @styled
 def plot_residual(findings: dict, control: dict | None = None) -> Figure:
-    """Norm, effective rank, entropy and coding rate of the residual stream by layer, and the angle between layers."""
+    """Norm, effective rank, entropy, coding rate and turn of the residual stream, layer by layer."""
     figure, axes = new_figure(3, 2, height=2.0)
     panels = [
         ("norm", "mean norm", "norm of the residual stream"),
         ("effective rank", "dimensions", "effective rank"),
         ("entropy", "nats", "matrix entropy"),
         ("coding rate", "nats", "coding rate R(Z)"),
-        ("angle", "degrees", "turn of a token in a layer"),
+        ("angle", "degrees", "angle by which a layer turns a token"),
     ]
     handles = []
     for ax, (name, unit, title) in zip(axes, panels):
@@ -254,7 +277,7 @@ def plot_residual(findings: dict, control: dict | None = None) -> Figure:
         ax.set(title=title, xlabel="layer" if name == "angle" else "layers passed", ylabel=unit)
         ax.set_xticks(range(0, len(values), math.ceil(len(values) / 7)))
         if name == "norm" and values.max() > 30 * values.clamp(min=1e-9).min():
-            ax.set_yscale("log")
+            log_scale(ax, "y")
         else:
             from_zero(ax)
     axes[5].axis("off")
@@ -265,7 +288,7 @@ def plot_residual(findings: dict, control: dict | None = None) -> Figure:
 @styled
 @drawing("repeats")
 def plot_induction(findings: dict, control: dict | None = None) -> Figure:
-    """Prefix-matching score of every head on random repeats at varying distances."""
+    """Prefix-matching score of every head on random repeats."""
     figure, (ax,) = new_figure(height=2.6)
     for found, style, label, shift in (
         (findings, TRAINED, findings["name"], -0.12),
@@ -280,14 +303,14 @@ def plot_induction(findings: dict, control: dict | None = None) -> Figure:
     ax.set(xlabel="layer", ylabel="prefix matching (share)")
     from_zero(ax)
     ax.set_xticks(range(findings["layers"]))
-    ax.set_title("induction on random repeats (a point is a head)")
+    ax.set_title("induction on random repeats, one point per head")
     ax.legend()
     return figure
 
 
 @styled
 def plot_comparison(all_findings: list[dict]) -> Figure:
-    """Bits per byte of several models, of any tokenizers."""
+    """Bits per byte of several models, which may have different tokenizers."""
     check_several("plot_comparison", all_findings, "loss")
     figure, (ax,) = new_figure(height=1.2 + 0.35 * len(all_findings))
     names = [f"{found['name']} ({found['parameters'] / 1e6:.1f} M)" for found in all_findings]
@@ -298,19 +321,19 @@ def plot_comparison(all_findings: list[dict]) -> Figure:
     ax.invert_yaxis()
     ax.margins(x=0.15)
     ax.grid(axis="y", visible=False)
-    ax.set(xlabel="bits per byte (less is better)")
+    ax.set(xlabel="bits per byte (lower is better)")
     figure.legend(handles=[bars[0]], loc="outside lower center")
     return figure
 
 
 @styled
 def plot_head_comparison(all_findings: list[dict]) -> Figure:
-    """Every head of several models of one tokenizer, figure by figure; the bar is the mean."""
+    """Every head of several models with the same tokenizer, one panel per metric; bars are means."""
     if not isinstance(all_findings, dict):
-        # Of a model without attention maps there is nothing to draw beside the others.
+        # A model without attention maps has no heads to draw.
         all_findings = [found for found in all_findings if "heads" in found] or all_findings
     check_several("plot_head_comparison", all_findings, "heads")
-    names = [name for name in HEAD_FIGURES if all(name in found["heads"] for found in all_findings)]
+    names = [name for name in HEAD_METRICS if all(name in found["heads"] for found in all_findings)]
     figure, axes = new_figure((len(names) + 1) // 2, 2, height=0.9 + 0.28 * len(all_findings))
     for ax, name in zip(axes, names):
         for row, found in enumerate(all_findings):
@@ -320,7 +343,7 @@ def plot_head_comparison(all_findings: list[dict]) -> Figure:
             ax.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color="black")
         labels = [found["name"] for found in all_findings] if ax in axes[::2] else [""] * len(all_findings)
         ax.set_yticks(range(len(all_findings)), labels)
-        ax.set(title=f"{name} ({HEAD_FIGURES[name]})", ylim=(len(all_findings) - 0.5, -0.5))
+        ax.set(title=f"{name} ({HEAD_METRICS[name]})", ylim=(len(all_findings) - 0.5, -0.5))
     for ax in axes[len(names) :]:
         ax.remove()
     return figure

@@ -1,13 +1,12 @@
 """
-Momentum as a filter along the sequence, and what it does to scores.
+Momentum's shear as a filter along the sequence, and its effect on scores.
 
 The shear x_t + gamma (x_t - x_(t-1)) has the transfer function H(w) = 1 + gamma (1 - e^(-jw)). A rotary plane is read
-as one complex signal, x[i] + j x[i + D / 2]; RoPE multiplies it by e^(j theta_i t), so that content of frequency w
-reaches a shear after RoPE at w + theta_i, and one before RoPE at w.
+as one complex signal, x[i] + j x[i + D / 2], which RoPE multiplies by e^(j theta_i t). Content of frequency w
+therefore reaches a shear after RoPE at w + theta_i, and a shear before RoPE at w.
 
-Shapes: S tokens, D head width, P = D / 2 rotary planes. Frequencies are angular, in radians a token; pi is the Nyquist
-frequency. Source: Maitra, arXiv 2602.04902, for the shear and its four terms; the formulas of gain and phase are
-derived.
+Shapes: S tokens, D head width, P = D / 2 rotary planes. Frequencies are angular, in radians per token; pi is the
+Nyquist frequency. Source: Maitra, arXiv 2602.04902, for the shear and its four terms; gain and phase are derived here.
 """
 
 import math
@@ -19,7 +18,7 @@ from torch import Tensor
 
 def transfer_function(omega: Tensor, gamma: float) -> Tensor:
     """
-    H(w) = 1 + gamma (1 - e^(-jw)), complex, output over input; `omega` (...) in radians a token -> (...).
+    H(w) = 1 + gamma (1 - e^(-jw)) at frequencies `omega` (...), in radians per token: complex (...).
 
     Derived here, from the shear of arXiv 2602.04902.
     """
@@ -29,27 +28,25 @@ def transfer_function(omega: Tensor, gamma: float) -> Tensor:
 
 def gain(response: Tensor, decibels: bool = False) -> Tensor:
     """
-    |H|, a ratio of amplitudes, or 20 log10 |H|, in decibels: 1 (0 dB) leaves a frequency as it is. Complex (...) ->
-    (...).
+    Gain |H|, a ratio of amplitudes, or 20 log10 |H| in decibels: complex (...) -> (...). A gain of 1 (0 dB) passes a
+    frequency unchanged.
 
-    Source: the gain of a Bode plot (Bode 1945).
+    Source: the Bode plot (Bode 1945).
     """
     return 20 * response.abs().log10() if decibels else response.abs()
 
 
 def phase(response: Tensor) -> Tensor:
     """
-    Phase of H in degrees, (-180, 180]; complex (...) -> (...). Above frequency 0 a positive one is a lead, the output
-    is ahead of the input; below 0, where content turns the other way, it is a lag.
-
-    Source: the phase of a Bode plot (Bode 1945).
+    Phase of H in degrees, (-180, 180]: complex (...) -> (...). A positive phase is a lead (the output is ahead of the
+    input) at positive frequencies, a lag at negative ones.
     """
     return torch.rad2deg(response.angle())
 
 
 def noise_gain(gamma: float) -> float:
     """
-    Energy of sheared white noise over that of the noise, a float: (1 + gamma)^2 + gamma^2.
+    Energy gain of the shear for white noise, (1 + gamma)^2 + gamma^2, a float.
 
     Derived here: by Parseval, the sum of the squared taps.
     """
@@ -58,20 +55,20 @@ def noise_gain(gamma: float) -> float:
 
 def greatest_lead(gamma: float) -> tuple[float, float]:
     """
-    Greatest phase lead in degrees, arcsin(g / (1 + g)), and its frequency in radians a token, arccos(g / (1 + g)): two
-    floats, for gamma >= 0.
+    Largest phase lead in degrees, arcsin(g / (1 + g)), and its frequency in radians per token, arccos(g / (1 + g)):
+    two floats, for gamma >= 0.
 
     Derived here, from `transfer_function`. Raises `ValueError` for gamma < 0.
     """
     if gamma < 0:
-        raise ValueError(f"A shear with gamma={gamma} < 0 lags: there is no greatest lead.")
+        raise ValueError(f"A shear with gamma={gamma} < 0 lags: it has no lead.")
     ratio = gamma / (1 + gamma)
     return math.degrees(math.asin(ratio)), math.acos(ratio)
 
 
 def rotary_frequencies(head_dim: int, theta: float) -> Tensor:
     """
-    Angle theta^(-2 i / D) by which RoPE turns plane i from token to token, radians: (P,).
+    Angle theta^(-2 i / D) by which RoPE turns plane i per token, in radians: (P,).
 
     Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021.
     """
@@ -80,8 +77,8 @@ def rotary_frequencies(head_dim: int, theta: float) -> Tensor:
 
 def plane_response(omega: Tensor, plane_frequencies: Tensor, gamma: float, placement: str = "post_rope") -> Tensor:
     """
-    What each rotary plane does to content of frequency w, beside turning it: H(w + theta_i) for a shear after RoPE,
-    H(w) for one before.
+    Response of each rotary plane to content of frequency w, apart from its rotation: H(w + theta_i) for a shear after
+    RoPE, H(w) for one before.
 
     Args:
         omega: (W,).
@@ -107,19 +104,17 @@ def model_response(
     placement: str = "post_rope",
 ) -> dict[str, Tensor]:
     """
-    `plane_response` of each layer of a model, 1 for a stream that is not sheared.
+    `plane_response` of each layer of a model; 1 for a stream without shear.
 
     Args:
         omega: (W,).
         plane_frequencies: theta_i (P,).
-        gammas: one a layer (L,).
+        gammas: one per layer (L,).
         streams: "qk", "k" or "q", as in `MomentumConfig`.
         placement: as in `MomentumConfig`.
 
     Returns:
         `queries` and `keys`: complex (L, P, W).
-
-    Derived here; streams and placement are those of arXiv 2602.04902 and its follow-up.
     """
     return {
         stream: torch.stack(
@@ -134,9 +129,8 @@ def model_response(
 
 def energy_gain(power: Tensor, response: Tensor) -> Tensor:
     """
-    Energy of a filtered signal over that of the signal, sum S |H|^2 / sum S, from its power spectrum S.
-
-    A constant (one line at w = 0) gives |H(theta_i)|^2 after RoPE, a flat spectrum `noise_gain`.
+    Energy gain of a filter, `sum S |H|^2 / sum S`, for a signal of power spectrum S. A constant signal (one line at
+    w = 0) gives |H(theta_i)|^2 after RoPE, a flat spectrum `noise_gain`.
 
     Args:
         power: S at equally spaced frequencies from -pi to pi (..., W), in any unit.
@@ -152,23 +146,23 @@ def energy_gain(power: Tensor, response: Tensor) -> Tensor:
 
 def to_planes(states: Tensor) -> Tensor:
     """
-    (..., D) -> complex (..., P): plane i is spanned by the components i and i + D / 2.
+    Reads (..., D) as complex planes (..., P): components i and i + D / 2 span plane i.
 
-    Source: `rotate_half` of transformers' Llama, read as complex numbers.
+    Source: `rotate_half` of transformers' Llama.
     """
     real, imaginary = states.double().unflatten(-1, (2, -1)).unbind(-2)
     return torch.complex(real, imaginary)
 
 
 def from_planes(planes: Tensor) -> Tensor:
-    """Complex (..., P) -> (..., D), the inverse of `to_planes`. Source: as `to_planes`."""
+    """The inverse of `to_planes`: complex (..., P) -> (..., D)."""
     return torch.cat((planes.real, planes.imag), dim=-1)
 
 
 def turn(planes: Tensor, plane_frequencies: Tensor, sign: int = 1) -> Tensor:
     """
-    Planes (..., S, P) times e^(j theta_i t): what RoPE does; `sign=-1` takes it back. `plane_frequencies` (P,), in
-    radians a token; returns (..., S, P).
+    Multiplies planes (..., S, P) by e^(j theta_i t), as RoPE does; `sign=-1` undoes it. `plane_frequencies`: (P,), in
+    radians per token.
 
     Source: Su et al. 2021 (RoPE).
     """
@@ -181,15 +175,14 @@ def turn(planes: Tensor, plane_frequencies: Tensor, sign: int = 1) -> Tensor:
 
 def score_terms(q: Tensor, k: Tensor, q_hat: Tensor, k_hat: Tensor) -> Tensor:
     """
-    The four terms of a score q^.k^, with g p = q^ - q:  q.k  +  g p_q.k  +  g q.p_k  +  g^2 p_q.p_k  (the author's T1
-    to T4).
+    The four terms of a score q^.k^, with g p = q^ - q: `q.k + g p_q.k + g q.p_k + g^2 p_q.p_k`, the paper's T1 to T4.
 
     Args:
         q, k: queries and keys without the shear, after RoPE (..., S, D).
-        q_hat, k_hat: as attention receives them. Equal to q or k where that stream is not sheared.
+        q_hat, k_hat: as attention receives them; equal to q or k if that stream is not sheared.
 
     Returns:
-        (4, ..., S, S), not scaled by 1 / sqrt(D); they sum to `q_hat @ k_hat^T`.
+        (4, ..., S, S), not scaled by 1 / sqrt(D); their sum is `q_hat @ k_hat^T`.
 
     Source: arXiv 2602.04902.
     """
@@ -199,16 +192,16 @@ def score_terms(q: Tensor, k: Tensor, q_hat: Tensor, k_hat: Tensor) -> Tensor:
 
 def score_shares(terms: Tensor) -> dict[str, Tensor]:
     """
-    How much each term has in what the softmax sees: causal scores, less their mean for each query, which it ignores.
+    Contribution of each term to what the softmax sees: causal scores minus their mean per query, which it ignores.
 
     Args:
         terms: (4, ..., S, S).
 
     Returns:
-        `variance`, cov(T_i, sum T) / var(sum T): sums to 1, and is negative for a term that works against the others;
-        `absolute`, mean |T_i| over the sum of these means: sums to 1. Each of shape (4, ...).
+        `variance`, cov(T_i, sum T) / var(sum T), negative for a term that counteracts the others; and `absolute`,
+        mean |T_i| over the sum of these means. Each (4, ...), with sum 1.
 
-    Definition of this package: the source names the terms, not their shares.
+    Derived here: the source names the terms, not their shares.
     """
     terms = terms.double()
     allowed = torch.ones(terms.shape[-2:], dtype=torch.bool, device=terms.device).tril()
@@ -225,9 +218,10 @@ def score_shares(terms: Tensor) -> dict[str, Tensor]:
 
 def dc_ac_energy(planes: Tensor) -> tuple[Tensor, Tensor]:
     """
-    Energy of the mean over tokens (DC) and of what varies about it (AC), a token: complex (..., S, P) -> 2 x (..., P).
+    Energy per token of the mean over tokens (DC) and of the deviation from it (AC): complex (..., S, P) -> 2 x (...,
+    P).
 
-    They sum to the mean of |x|^2. S tokens resolve frequencies of 2 pi / S: what is slower counts as DC. Derived here.
+    They sum to the mean of |x|^2. S tokens resolve frequencies of 2 pi / S; anything slower counts as DC.
     """
     mean = planes.mean(-2)
     return mean.abs().square(), (planes - mean[..., None, :]).abs().square().mean(-2)
@@ -235,8 +229,7 @@ def dc_ac_energy(planes: Tensor) -> tuple[Tensor, Tensor]:
 
 def dc_ac_table(states: Tensor, sheared: Tensor, plane_frequencies: Tensor) -> dict[str, Tensor]:
     """
-    Energy a token in DC and AC with and without the shear, plane by plane, seen as content (RoPE taken back) and as
-    received.
+    DC and AC energy per token with and without the shear, plane by plane, as content (RoPE undone) and as received.
 
     Args:
         states, sheared: queries or keys after RoPE (..., S, D), without and with the shear. The first token, which has
@@ -244,12 +237,12 @@ def dc_ac_table(states: Tensor, sheared: Tensor, plane_frequencies: Tensor) -> d
         plane_frequencies: theta_i (P,).
 
     Returns:
-        `content_dc`, `content_ac`, `received_dc`, `received_ac`, and the same with `_sheared`; each (P,), averaged
-        over the leading dimensions.
+        `content_dc`, `content_ac`, `received_dc`, `received_ac`, and the same with suffix `_sheared`; each (P,),
+        averaged over the leading dimensions.
 
-    Source: the orthogonality theorem of arXiv 2602.04902, as tested here: content that does not change keeps its
-    energy in slow planes and gains |H(theta_i)|^2 in fast ones, so `content_dc_sheared / content_dc` follows
-    `plane_response(0, ...)`.
+    Source: the orthogonality theorem of arXiv 2602.04902. It is tested here: constant content keeps its energy in slow
+    planes and gains |H(theta_i)|^2 in fast ones, so `content_dc_sheared / content_dc` follows `plane_response(0,
+    ...)`.
     """
     table = {}
     for suffix, signal in (("", states), ("_sheared", sheared)):

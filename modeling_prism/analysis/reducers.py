@@ -1,5 +1,5 @@
 """
-From batches to sums, and from sums to figures: what `collect_windows` adds up.
+From batches to sums, and from sums to metrics: the reducers of `collect_windows`.
 
 Shapes: L layers, B windows, H heads, S tokens, F frequencies, d width.
 """
@@ -14,8 +14,8 @@ from .collect import SHORTEST, Batch, Reducer
 from .representations import Moments, coding_rate, effective_rank, matrix_entropy, moments
 
 
-# What a head is described by: name, unit.
-HEAD_FIGURES = {
+# The metrics of a head, with their units.
+HEAD_METRICS = {
     "distance": "tokens",
     "entropy": "nats",
     "centroid": "cycles / token",
@@ -34,7 +34,7 @@ def reduce_loss(batch: Batch) -> dict[str, Tensor]:
 
 
 def next_token_nats(batch: Batch) -> Tensor:
-    """-ln p of each token but the first of a window: (B, S - 1), 0 where padded."""
+    """-ln p of every token but the first of a window: (B, S - 1), 0 at padding."""
     logits, targets = batch.logits[:, :-1], batch.input_ids[:, 1:]
     nats = torch.nn.functional.cross_entropy(logits.mT.float(), targets, reduction="none")
     return nats * batch.valid[:, 1:]
@@ -42,10 +42,10 @@ def next_token_nats(batch: Batch) -> Tensor:
 
 def head_reducer(max_length: int) -> Reducer:
     """
-    A reducer for the figures of all heads. Windows shorter than `SHORTEST` tokens are left out.
+    A reducer for all head metrics. It skips windows shorter than `SHORTEST` tokens.
 
     Args:
-        max_length: of the windows: how many lags are kept, and the resolution of the spectrum.
+        max_length: length of the longest window; sets the number of lags and the resolution of the spectrum.
     """
 
     def reduce(batch: Batch) -> dict[str, Tensor]:
@@ -78,46 +78,45 @@ def head_reducer(max_length: int) -> Reducer:
     return reduce
 
 
-def head_figures(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+def head_metrics(sums: dict[str, Tensor]) -> dict[str, Tensor]:
     """
-    The figures of `HEAD_FIGURES` (L, H), and by head: `lags` (L, H, max_length) and how many queries have each,
-    `reach` (max_length,); `spectrum` (L, H, F), `bands` (L, H, bands); `frequencies` (F,) in cycles a token.
+    The metrics of `HEAD_METRICS` (L, H), and per head: `lags` (L, H, max_length) with `reach` (max_length,), the
+    number of queries per lag; `spectrum` (L, H, F) over `frequencies` (F,), in cycles per token; `bands` (L, H,
+    bands).
 
-    A figure that no token could tell (no token twice: no duplicates) is left out.
+    A metric without a query to measure it (no token occurs twice: no duplicates) is left out.
 
     Raises:
-        ValueError: all windows were shorter than `SHORTEST` tokens.
+        ValueError: all windows are shorter than `SHORTEST` tokens.
     """
     if sums["heads/queries"] == 0:
-        raise ValueError(f"Figures of heads need texts of at least {SHORTEST} tokens: all were shorter.")
-    figures = {name: sums[f"heads/{name}"] / sums["heads/queries"] for name in ("distance", "entropy", "sink")}
-    figures["reach"] = sums["heads/reach"]
-    figures["lags"] = sums["heads/lags"] / figures["reach"]
-    figures["self"], figures["previous token"] = figures["lags"][..., 0], figures["lags"][..., 1]
-    figures["spectrum"] = sums["heads/spectrum"] / sums["heads/queries"]
-    max_length = figures["lags"].shape[-1]
-    figures["frequencies"] = torch.fft.rfftfreq(max_length, dtype=torch.float64)
-    figures["centroid"] = heads.spectral_centroid(figures["spectrum"], figures["frequencies"])
-    figures["bands"] = heads.band_energies(figures["spectrum"], figures["frequencies"])
+        raise ValueError(f"Head metrics need texts of at least {SHORTEST} tokens; all texts are shorter.")
+    metrics = {name: sums[f"heads/{name}"] / sums["heads/queries"] for name in ("distance", "entropy", "sink")}
+    metrics["reach"] = sums["heads/reach"]
+    metrics["lags"] = sums["heads/lags"] / metrics["reach"]
+    metrics["self"], metrics["previous token"] = metrics["lags"][..., 0], metrics["lags"][..., 1]
+    metrics["spectrum"] = sums["heads/spectrum"] / sums["heads/queries"]
+    metrics["frequencies"] = torch.fft.rfftfreq(metrics["lags"].shape[-1], dtype=torch.float64)
+    metrics["centroid"] = heads.spectral_centroid(metrics["spectrum"], metrics["frequencies"])
+    metrics["bands"] = heads.band_energies(metrics["spectrum"], metrics["frequencies"])
     for name, count in (("duplicate token", "duplicates"), ("induction", "followings")):
         if sums[f"heads/{count}"] > 0:
-            figures[name] = sums[f"heads/{name}"] / sums[f"heads/{count}"]
-    return figures
+            metrics[name] = sums[f"heads/{name}"] / sums[f"heads/{count}"]
+    return metrics
 
 
 def reduce_residual(batch: Batch) -> dict[str, Tensor]:
-    """Second moments, norms and turns of the residual stream before the first layer and after each."""
+    """Moments, norms and turns of the residual stream before the first layer and after each layer."""
     Z = [state[batch.valid].double() for state in batch.hidden_states]
     sums = stack_moments([moments(z) for z in Z], "residual")
     sums["residual/norm"] = torch.stack([z.norm(dim=-1).sum() for z in Z])
-    angles = [angle_between(a, b).sum() for a, b in zip(Z[:-1], Z[1:])]
-    sums["residual/angle"] = torch.stack(angles)
+    sums["residual/angle"] = torch.stack([angle_between(a, b).sum() for a, b in zip(Z[:-1], Z[1:])])
     return sums
 
 
 def angle_between(x: Tensor, y: Tensor) -> Tensor:
     """
-    Angle of vectors (..., d) in degrees, 0 to 180: (...). Exact near 0 too, where the arc cosine is not.
+    Angle between vectors (..., d) in degrees, 0 to 180: (...). Unlike the arc cosine, it is accurate near 0.
 
     Source: Kahan, "How Futile are Mindless Assessments of Roundoff in Floating-Point Computation?", 2006.
     """
@@ -126,7 +125,7 @@ def angle_between(x: Tensor, y: Tensor) -> Tensor:
 
 
 def stack_moments(by_layer: list[Moments], name: str) -> dict[str, Tensor]:
-    """Moments of layers as sums of the names `name/count`, `name/total` and `name/gram`."""
+    """Moments of layers as sums named `name/count`, `name/total` and `name/gram`."""
     return {f"{name}/{field}": torch.stack(values) for field, values in zip(Moments._fields, zip(*by_layer))}
 
 
@@ -135,28 +134,28 @@ def unstack_moments(sums: dict[str, Tensor], name: str) -> list[Moments]:
     return [Moments(*values) for values in zip(*(sums[f"{name}/{field}"] for field in Moments._fields))]
 
 
-def residual_figures(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+def residual_metrics(sums: dict[str, Tensor]) -> dict[str, Tensor]:
     """
-    Of the residual stream before the first layer and after each, (L + 1,): `norm`, `effective rank` (dimensions),
-    `entropy` (nats), `coding rate` (nats, of tokens scaled to a root-mean-square of 1); and `angle` (L,), by which
-    each layer turns a token, in degrees.
+    Metrics of the residual stream before the first layer and after each layer (L + 1,): `norm`, `effective rank`
+    (dimensions), `entropy` (nats), `coding rate` (nats, for tokens scaled to a root-mean-square of 1); and `angle`
+    (L,), by which each layer turns a token, in degrees.
     """
     layers = unstack_moments(sums, "residual")
     count = sums["residual/count"]
-    figures = {
+    metrics = {
         "norm": sums["residual/norm"] / count,
         "effective rank": torch.stack([effective_rank(layer) for layer in layers]),
         "entropy": torch.stack([matrix_entropy(layer) for layer in layers]),
         "angle": sums["residual/angle"] / count[:-1],
     }
-    # The coding rate grows with the scale of the stream, which the next norm takes away.
+    # The coding rate grows with the scale of the stream, which the next norm removes.
     scaled = [layer._replace(gram=layer.gram * layer.count * len(layer.gram) / layer.gram.trace()) for layer in layers]
-    figures["coding rate"] = torch.stack([coding_rate(layer) for layer in scaled]) if scaled else count
-    return figures
+    metrics["coding rate"] = torch.stack([coding_rate(layer) for layer in scaled])
+    return metrics
 
 
-def loss_figures(sums: dict[str, Tensor], num_bytes: int) -> dict[str, float]:
-    """Nats a token, perplexity, and bits a byte of text, which compares models of different tokenizers."""
+def loss_metrics(sums: dict[str, Tensor], num_bytes: int) -> dict[str, float]:
+    """Nats per token, perplexity, and bits per byte of text, which compares models across tokenizers."""
     nats = (sums["nats"] / sums["tokens"]).item()
     bits_per_byte = sums["nats"].item() / math.log(2) / num_bytes
     return {"nats per token": nats, "perplexity": math.exp(min(nats, 700)), "bits per byte": bits_per_byte}

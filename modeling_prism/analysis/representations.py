@@ -1,9 +1,9 @@
 """
-What the residual stream holds: ranks, entropies, coding rates, subspaces.
+Metrics of the residual stream: ranks, entropies, coding rates, subspaces.
 
-Shapes: Z (N, d), N tokens of width d as rows (papers write them as columns); U (p, d), a subspace or dictionary whose
-ROWS span it, as weights lie in a model; U (K, p, d), K of them. What needs only second moments takes `Moments` in the
-place of Z, so that tokens can be summed up and forgotten. Logarithms are natural, computation is in fp64.
+Shapes: Z (N, d), N tokens of width d as rows (papers write columns); U (p, d), a subspace or dictionary spanned by its
+ROWS, as weights are stored in a model; U (K, p, d), K of them. Functions that need only second moments also accept
+`Moments`, so that a long corpus can be summed batch by batch. Logarithms are natural; arithmetic is fp64.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Moments(NamedTuple):
-    """Sums over tokens: how many (), of z (d,), of z z^T (d, d); fp64. Leading dimensions may stack layers."""
+    """Sums over tokens: their number (), z (d,) and z z^T (d, d), in fp64. Leading dimensions may stack layers."""
 
     count: Tensor
     total: Tensor
@@ -22,37 +22,33 @@ class Moments(NamedTuple):
 
 
 def moments(Z: Tensor, valid: Tensor | None = None) -> Moments:
-    """
-    Moments of tokens (..., d), all but the last dimension flattened; `valid` (...) leaves out padding.
-
-    Definition of this package.
-    """
+    """Moments of tokens (..., d), flattened over all but the last dimension; `valid` (...) masks padding."""
     Z = Z[valid] if valid is not None else Z.flatten(0, -2)
     Z = Z.double()
     return Moments(torch.tensor(float(len(Z)), dtype=Z.dtype, device=Z.device), Z.sum(0), Z.T @ Z)
 
 
 def as_moments(Z: Tensor | Moments) -> Moments:
-    """Moments of tokens (N, d); moments as they are. Definition of this package."""
+    """Converts tokens (N, d) to moments; returns moments unchanged."""
     return Z if isinstance(Z, Moments) else moments(Z)
 
 
 def covariance_eigenvalues(Z: Tensor | Moments) -> Tensor:
     """
-    Eigenvalues (d,) of the covariance of the tokens (N, d), largest first, none below 0, in squared units of Z.
+    Eigenvalues (d,) of the covariance (divided by N) of tokens (N, d), in descending order, clamped at 0.
 
-    Source: principal components (Pearson 1901); dividing by N.
+    Source: principal components (Pearson 1901).
     """
     count, total, gram = as_moments(Z)
     if count < 2:
-        raise ValueError(f"A covariance needs two tokens, got {int(count)}.")
+        raise ValueError(f"A covariance needs at least two tokens, got {int(count)}.")
     covariance = gram / count - torch.outer(total, total) / count**2
     return torch.linalg.eigvalsh(covariance).flip(0).clamp(min=0)
 
 
 def shannon_entropy(weights: Tensor) -> Tensor:
     """
-    Entropy in nats of weights (..., n) scaled to sum to 1; 0 where all of them are 0: (...).
+    Entropy, in nats, of weights (..., n) normalised to sum 1: (...). All-zero weights have entropy 0.
 
     Source: Shannon 1948.
     """
@@ -62,8 +58,8 @@ def shannon_entropy(weights: Tensor) -> Tensor:
 
 def effective_rank(Z: Tensor | Moments) -> Tensor:
     """
-    `exp` of the entropy of the normalised singular values of the centred tokens: 1 for tokens on a line, d for
-    isotropic ones. A scalar, in dimensions.
+    Effective rank of tokens (N, d): `exp` of the entropy of their normalised, centred singular values. A scalar, from
+    1 for tokens on a line to d for isotropic ones.
 
     Source: Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007.
     """
@@ -72,16 +68,16 @@ def effective_rank(Z: Tensor | Moments) -> Tensor:
 
 def matrix_entropy(Z: Tensor | Moments) -> Tensor:
     """
-    Von Neumann entropy of the tokens' covariance, scaled to trace 1: 0 to ln d, in nats. A scalar.
+    Von Neumann entropy of the covariance of tokens (N, d), normalised to trace 1. A scalar, 0 to ln d nats.
 
-    Source: Skean et al., "Layer by Layer: Uncovering Hidden Representations in Language Models", arXiv 2502.02013 (the
-    limit alpha = 1 of their matrix-based entropy, here of centred tokens).
+    Source: Skean et al., "Layer by Layer: Uncovering Hidden Representations in Language Models", arXiv 2502.02013
+    (their matrix-based entropy in the limit alpha = 1, here of centred tokens).
     """
     return shannon_entropy(covariance_eigenvalues(Z))
 
 
 def mean_norm(Z: Tensor) -> Tensor:
-    """Mean Euclidean norm of the tokens (..., d), in their unit: a scalar. Definition of this package."""
+    """Mean Euclidean norm of tokens (..., d): a scalar."""
     return Z.double().norm(dim=-1).mean()
 
 
@@ -90,9 +86,9 @@ def mean_norm(Z: Tensor) -> Tensor:
 
 def log_volume(gram: Tensor, scale: Tensor | float) -> Tensor:
     """
-    `1/2 logdet(I + scale * gram)` of (..., n, n), in nats: (...).
+    `1/2 logdet(I + scale * gram)` of matrices (..., n, n), in nats: (...).
 
-    Source: the coding rates of Ma et al. 2007 are of this form.
+    Source: Ma et al. 2007, whose coding rates have this form.
     """
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     return torch.linalg.slogdet(identity + scale * gram).logabsdet / 2
@@ -100,11 +96,10 @@ def log_volume(gram: Tensor, scale: Tensor | float) -> Tensor:
 
 def coding_rate(Z: Tensor | Moments, eps2: float = 0.5) -> Tensor:
     """
-    Coding rate `R(Z) = 1/2 logdet(I + d / (N eps^2) Z^T Z)`, in nats: the volume that tokens take, in balls of radius
-    eps.
+    Coding rate `R(Z) = 1/2 logdet(I + d / (N eps^2) Z^T Z)` of tokens (N, d), not centred: the volume they occupy, in
+    balls of radius eps. A scalar, in nats.
 
-    Tokens are not centred. A scalar. Source: Ma et al. 2007; Yu et al., arXiv 2006.08558 (MCR^2), with their eps^2 =
-    0.5.
+    Source: Ma et al. 2007; Yu et al., arXiv 2006.08558 (MCR^2), with their eps^2 = 0.5.
     """
     count, _, gram = as_moments(Z)
     return log_volume(gram, gram.shape[-1] / (count * eps2))
@@ -112,8 +107,8 @@ def coding_rate(Z: Tensor | Moments, eps2: float = 0.5) -> Tensor:
 
 def compression(Z: Tensor | Moments, U: Tensor, eps2: float = 0.5) -> Tensor:
     """
-    `R_c(Z | U) = 1/2 sum_k logdet(I + p / (N eps^2) (U_k z)^T (U_k z))`: the coding rate of the tokens' projections on
-    K subspaces, in nats. A scalar; differentiable in Z.
+    Coding rate of the tokens' projections onto K subspaces, `R_c(Z | U) = 1/2 sum_k logdet(I + p / (N eps^2) (U_k z)^T
+    (U_k z))`. A scalar, in nats, differentiable in Z.
 
     Args:
         Z: (N, d), or moments.
@@ -121,13 +116,13 @@ def compression(Z: Tensor | Moments, U: Tensor, eps2: float = 0.5) -> Tensor:
         eps2: squared precision.
 
     Source: Yu et al., "White-Box Transformers via Sparse Rate Reduction", arXiv 2306.01129, eq. 8. By Sylvester's
-    identity the determinants are of p x p matrices, whatever N.
+    identity the determinants are p x p for any N.
     """
     return compression_by_subspace(Z, U, eps2).sum(-1)
 
 
 def compression_by_subspace(Z: Tensor | Moments, U: Tensor, eps2: float = 0.5) -> Tensor:
-    """The summands of `compression` of Z (N, d) and U (K, p, d): (K,), in nats. Source: as `compression`."""
+    """The summands of `compression` for Z (N, d) and U (K, p, d): (K,), in nats."""
     count, _, gram = as_moments(Z)
     U = U.to(gram)
     if U.ndim != 3 or U.shape[-1] != gram.shape[-1]:
@@ -139,29 +134,23 @@ def compression_by_subspace(Z: Tensor | Moments, U: Tensor, eps2: float = 0.5) -
 
 
 def orthonormal_rows(U: Tensor) -> Tensor:
-    """
-    An orthonormal basis, as rows, of the span of the rows of U (p, d): (rank, d), fp64.
-
-    Source: the singular value decomposition, with the tolerance of `numpy.linalg.matrix_rank`.
-    """
+    """Orthonormal rows that span the row space of U (p, d): (rank, d). The cutoff is `numpy.linalg.matrix_rank`'s."""
     _, values, rows = torch.linalg.svd(U.double(), full_matrices=False)
     return rows[values > values.max() * max(U.shape) * torch.finfo(torch.float64).eps]
 
 
 def coherence(U: Tensor, V: Tensor) -> dict[str, Tensor]:
     """
-    How much two dictionaries (p, d) and (q, d) have in common.
+    Overlap of two dictionaries (p, d) and (q, d), as scalars.
 
     Returns:
-        `max`, the mutual coherence, largest |cosine| between a row of U and a row of V: 0 for orthogonal
-        dictionaries, 1 for a shared row;
-        `rms`, the root mean square of those cosines: 1 / sqrt(d) for random rows;
-        `spectral` and `frobenius`, the norms of U V^T, rows at their own length: its largest singular value, and the
-        root of the sum of the squares of all. 0 for orthogonal dictionaries; of the halves of a tight frame
-        (U^T U + V^T V = I) at most 1/2 and sqrt(d) / 2, reached where each half is tight. All scalars.
+        `max`, the mutual coherence `max |cos(u, v)|` over rows: 0 for orthogonal dictionaries, 1 for a shared row;
+        `rms`, the root mean square of these cosines: 1 / sqrt(d) for random rows;
+        `spectral` and `frobenius`, the norms of U V^T with rows at their own length: 0 for orthogonal dictionaries.
+        The two halves of a tight frame (U^T U + V^T V = I) have at most 1/2 and sqrt(d) / 2, reached if each half is
+        tight.
 
-    Source: Donoho and Huo 2001 for `max`; ||U_S U_N^T|| is of the white-box reading of Prism, which names no norm;
-    `rms` is a definition of this package.
+    Source: Donoho and Huo 2001 for `max`. The white-box reading of Prism speaks of ||U_S U_N^T|| and names no norm.
     """
     U, V = U.double(), V.double()
     cosines = torch.nn.functional.normalize(U, dim=-1) @ torch.nn.functional.normalize(V, dim=-1).mT
@@ -176,34 +165,29 @@ def coherence(U: Tensor, V: Tensor) -> dict[str, Tensor]:
 
 def subspace_affinity(U: Tensor, V: Tensor) -> Tensor:
     """
-    `||Q_U Q_V^T||_F / sqrt(min(rank))` of the spans of the rows of (p, d) and (q, d): 0 where they are orthogonal, 1
-    where one holds the other. A scalar.
+    Affinity of the row spaces of (p, d) and (q, d), `||Q_U Q_V^T||_F / sqrt(min(rank))`. A scalar: 0 if they are
+    orthogonal, 1 if one contains the other, sqrt(max(p, q) / d) for random ones.
 
     Source: Soltanolkotabi and Candes, "A geometric analysis of subspace clustering with outliers", arXiv 1112.4258.
-    Two random subspaces have sqrt(max(p, q) / d).
     """
     return affinity_of_bases(orthonormal_rows(U), orthonormal_rows(V))
 
 
 def affinity_of_bases(Q_U: Tensor, Q_V: Tensor) -> Tensor:
-    """
-    `subspace_affinity` of spans given by orthonormal rows, (p, d) and (q, d): a scalar, 0 to 1.
-
-    Source: as `subspace_affinity`.
-    """
+    """`subspace_affinity` of row spaces given by orthonormal rows (p, d) and (q, d): a scalar, 0 to 1."""
     return (Q_U @ Q_V.mT).norm() / math.sqrt(min(len(Q_U), len(Q_V)))
 
 
 def subspace_snr(Z: Tensor | Moments, U: Tensor) -> Tensor:
     """
-    Subspace signal-to-noise ratio `||P Z|| / ||(I - P) Z||` (Frobenius), P the projection on the span of the rows of U
-    (p, d). A scalar ratio of amplitudes; 20 log10 of it is in decibels. inf where U spans everything.
+    Subspace signal-to-noise ratio `||P Z|| / ||(I - P) Z||` (Frobenius) of tokens (N, d), where P projects onto the
+    row space of U (p, d). A scalar ratio of amplitudes; inf if U spans everything.
 
     A random p-dimensional subspace has sqrt(p / (d - p)). Derived here.
     """
     _, _, gram = as_moments(Z)
     Q = orthonormal_rows(U).to(gram)
     inside = torch.einsum("pd,de,pe->", Q, gram, Q) / gram.trace()
-    # Rounding leaves neither below 0 nor, of a difference of equal numbers, anything.
+    # Rounding must not make `inside` negative, nor leave a residue outside a subspace that spans everything.
     inside, outside = inside.clamp(min=0), 1 - inside
     return (inside / outside.where(outside > 1e-12, 0)).sqrt()

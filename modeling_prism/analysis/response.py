@@ -1,13 +1,14 @@
 """
-What attention receives: the measured counterpart of the formulas in `momentum.py`, for any model with RoPE.
+The filter measured in a loaded model: the counterpart of the formulas in `momentum.py`, for any model with RoPE.
 
-The projections of a loaded model are made to put out signals of known frequency; the model's own rotary embedding and
-shear run on them; queries and keys are read where attention receives them.
+Hooks make the projections emit signals of known frequency. The model's own rotary embedding and shear process them,
+and queries and keys are recorded where attention receives them.
 
 Shapes: L layers, B texts, H heads, S tokens, D head width, P = D / 2 rotary planes, W frequencies.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 
 import scipy.signal
@@ -19,20 +20,16 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from .momentum import dc_ac_table, score_shares, score_terms, to_planes, turn
+from .momentum import dc_ac_table, model_response, score_shares, score_terms, to_planes, turn
 
 
 RECORDING = "modeling_prism_recording"
-# Where `recorded_attention` writes; empty, nobody listens.
+# Where `recorded_attention` writes to; empty while nobody listens.
 _listeners: list[dict[int, tuple[Tensor, Tensor]]] = []
 
 
 def recorded_attention(module, query, key, value, attention_mask, **kwargs):
-    """
-    sdpa attention that keeps its queries (B, H, S, D) and keys (B, K, S, D), K of them shared by H, for `listening`.
-
-    Source: `sdpa_attention_forward` of transformers, whose results it returns.
-    """
+    """sdpa attention that also records its queries (B, H, S, D) and keys (B, K, S, D), K <= H, for `listening`."""
     if _listeners:
         _listeners[-1][module.layer_idx] = (query.detach(), key.detach())
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -44,11 +41,7 @@ AttentionMaskInterface.register(RECORDING, sdpa_mask)
 
 @contextlib.contextmanager
 def listening(model: PreTrainedModel) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
-    """
-    By layer, the queries (B, H, S, D) and keys (B, K, S, D) that attention received in the last forward pass.
-
-    Definition of this package.
-    """
+    """Yields, per layer, the queries (B, H, S, D) and keys (B, K, S, D) of attention in the last forward pass."""
     implementation, training = model.config._attn_implementation, model.training
     received: dict[int, tuple[Tensor, Tensor]] = {}
     _listeners.append(received)
@@ -64,26 +57,24 @@ def listening(model: PreTrainedModel) -> Iterator[dict[int, tuple[Tensor, Tensor
 
 def rotary_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
     """
-    The attention modules (L,) of a model that has query and key projections and one rotary embedding.
-
-    Definition of this package.
+    The attention modules (L,) of a model with query and key projections and one rotary embedding.
 
     Raises:
-        ValueError: it has not.
+        ValueError: the model lacks them.
     """
     layers = getattr(model.base_model, "layers", [])
     modules = [getattr(layer, "self_attn", None) for layer in layers]
     complete = all(hasattr(module, "q_proj") and hasattr(module, "k_proj") for module in modules)
     if not modules or not complete or not hasattr(model.base_model, "rotary_emb"):
         raise ValueError(
-            f"{type(model).__name__} has no query and key projections with RoPE (`layers.N.self_attn.q_proj`): there "
-            "is no rotary plane to measure. Llama, Momentum and their like have."
+            f"{type(model).__name__} has no query and key projections with RoPE (`layers.N.self_attn.q_proj`), and "
+            "therefore no rotary plane to measure. Llama, Momentum and similar models do."
         )
     return modules
 
 
 def plane_frequencies(model: PreTrainedModel) -> Tensor:
-    """theta_i (P,) of a model's rotary embedding, radians a token, fp64. Source: the model's own `inv_freq`."""
+    """theta_i (P,) of a model's rotary embedding (`inv_freq`), in radians per token, fp64."""
     rotary_layers(model)
     return model.base_model.rotary_emb.inv_freq.double().cpu()
 
@@ -91,16 +82,13 @@ def plane_frequencies(model: PreTrainedModel) -> Tensor:
 @torch.no_grad()
 def drive(model: PreTrainedModel, signal: Tensor) -> tuple[Tensor, Tensor]:
     """
-    Queries and keys that attention receives when every head of every layer projects `signal`.
+    Makes every head of every layer project `signal`, and returns what attention receives.
 
     Args:
-        model: a model with query and key projections.
         signal: content as complex planes (B, S, P).
 
     Returns:
-        queries and keys of the first head as complex planes, (L, B, S, P), fp64, in the unit of `signal`.
-
-    Definition of this package.
+        queries and keys of the first head as complex planes (L, B, S, P), fp64, in the unit of `signal`.
     """
     modules = rotary_layers(model)
     states = torch.cat((signal.real, signal.imag), dim=-1).to(model.device, model.dtype)  # (B, S, D)
@@ -127,18 +115,19 @@ def measured_response(model: PreTrainedModel, omegas: Tensor, length: int = 64) 
     """
     The response of each rotary plane to content of known frequency, measured in the loaded model.
 
-    Each content frequency drives all planes as e^(j w t). RoPE's turning, e^(j theta_i t), is taken back from what
-    attention receives, and the rest divided by the drive; the first token, which has no previous one, is left out.
+    Each content frequency drives all planes as e^(j w t), an eigenfunction of every linear filter. RoPE's rotation,
+    e^(j theta_i t), is undone in what attention receives, and the rest is divided by the drive. The first token, which
+    has no previous one, is left out.
 
     Args:
-        omegas: content frequencies (W,), radians a token.
-        length: tokens of the drive.
+        omegas: content frequencies (W,), in radians per token.
+        length: tokens per drive.
 
     Returns:
-        `queries` and `keys`: complex (L, P, W), output over input, to be laid over `plane_response(omegas, theta,
+        `queries` and `keys`: complex (L, P, W), output over input, comparable with `plane_response(omegas, theta,
         gamma, placement)`.
 
-    Derived here: the frequency response is what a linear filter makes of e^(j w t).
+    Derived here.
     """
     t = torch.arange(length, dtype=torch.float64)
     theta = plane_frequencies(model)
@@ -151,9 +140,7 @@ def measured_response(model: PreTrainedModel, omegas: Tensor, length: int = 64) 
 
 
 def white_noise(num_texts: int, length: int, num_planes: int, seed: int) -> Tensor:
-    """
-    Complex (B, S, P), independent and normal, real and imaginary parts of variance 1. Definition of this package.
-    """
+    """Complex white noise (B, S, P): real and imaginary parts are independent and normal, of variance 1."""
     generator = torch.Generator().manual_seed(seed)
     parts = torch.randn(num_texts, length, num_planes, 2, generator=generator, dtype=torch.float64)
     return torch.view_as_complex(parts)
@@ -163,14 +150,14 @@ def measured_noise_response(
     model: PreTrainedModel, length: int = 128, num_texts: int = 32, seed: int = 0
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """
-    The transfer function of a model's shear from white noise: cross over power spectral density, by Welch's method
-    (`scipy.signal.csd`, `scipy.signal.welch`), averaged over texts and rotary planes.
+    The transfer function of a model's shear, estimated from white noise: cross over power spectral density, by Welch's
+    method (`scipy.signal.csd`, `scipy.signal.welch`), averaged over texts and rotary planes.
 
-    The input is the noise as RoPE turns it, so that frequency here is the one at the shear, w + theta_i, whatever the
-    plane (for a shear after RoPE).
+    The input is the noise after RoPE. For a shear after RoPE, the frequency is therefore the one at the shear,
+    w + theta_i, in every plane.
 
     Returns:
-        frequencies (W,) in radians a token, from -pi to pi; `queries` and `keys`, complex (L, W), output over input.
+        frequencies (W,) from -pi to pi, in radians per token; `queries` and `keys`, complex (L, W), output over input.
 
     Source: the H1 estimate of a frequency response (Bendat and Piersol), with spectra after Welch 1967.
     """
@@ -191,8 +178,8 @@ def measured_noise_gain(
     model: PreTrainedModel, length: int = 128, num_texts: int = 32, seed: int = 0
 ) -> dict[str, Tensor]:
     """
-    Energy of what attention receives over that of the white noise it is made from, to be compared with `noise_gain`;
-    the first token is left out. `queries` and `keys`: (L, P), ratios of energies. Derived here.
+    Energy of what attention receives relative to its white-noise input, without the first token, comparable with
+    `noise_gain`. `queries` and `keys`: (L, P).
     """
     noise = white_noise(num_texts, length, len(plane_frequencies(model)), seed)
     energy = noise[:, 1:].abs().square().mean((0, 1))
@@ -203,10 +190,8 @@ def measured_noise_gain(
 @torch.no_grad()
 def queries_and_keys(model: PreTrainedModel, input_ids: Tensor) -> list[dict[str, Tensor]]:
     """
-    Queries and keys of texts (B, S) without padding, layer by layer: `q` and `k` after RoPE and without the shear,
-    `q_hat` and `k_hat` as attention receives them; each (B, H, S, D), keys repeated for their query heads.
-
-    Definition of this package.
+    Queries and keys of texts (B, S) without padding, per layer: `q` and `k` after RoPE and without the shear, `q_hat`
+    and `k_hat` as attention receives them. Each is (B, H, S, D); keys are repeated for their query heads.
     """
     modules = rotary_layers(model)
     heard: dict[int, tuple[Tensor, Tensor, tuple[Tensor, Tensor]]] = {}
@@ -243,10 +228,7 @@ def queries_and_keys(model: PreTrainedModel, input_ids: Tensor) -> list[dict[str
 
 def measured_shares(model: PreTrainedModel, windows: Sequence[Tensor]) -> dict[str, Tensor]:
     """
-    `score_shares` of each layer and head over windows of token ids (S_i,), averaged over them: (4, L, H) each, shares
-    of 1.
-
-    Source: the terms of arXiv 2602.04902; their shares as `score_shares`.
+    `score_shares` of each layer and head, averaged over windows of token ids (S_i,): (4, L, H) each, shares of 1.
     """
     shares: dict[str, list[Tensor]] = {}
     for window in windows:
@@ -259,10 +241,8 @@ def measured_shares(model: PreTrainedModel, windows: Sequence[Tensor]) -> dict[s
 
 def measured_dc_ac(model: PreTrainedModel, windows: Sequence[Tensor]) -> dict[str, dict[str, Tensor]]:
     """
-    `dc_ac_table` of `queries` and `keys` over windows of token ids (S_i,), averaged over them: entries (L, P),
-    energies a token.
-
-    Source: the orthogonality theorem of arXiv 2602.04902, as `dc_ac_table` tests it.
+    `dc_ac_table` of `queries` and `keys`, averaged over windows of token ids (S_i,): entries (L, P), energies per
+    token.
     """
     theta = plane_frequencies(model)
     tables: dict[str, dict[str, list[Tensor]]] = {"queries": {}, "keys": {}}
@@ -283,25 +263,24 @@ def content_spectra(
     model: PreTrainedModel, windows: Sequence[Tensor], nperseg: int = 64
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """
-    Power spectra of the content (RoPE taken back) of queries and keys without the shear, plane by plane, by Welch's
-    method (`scipy.signal.welch`), averaged over heads and windows. The first token of each is left out.
+    Power spectra of the content (RoPE undone) of queries and keys without the shear, plane by plane, by Welch's method
+    (`scipy.signal.welch`), averaged over heads and windows. The first token of each window is left out.
 
     Args:
         windows: token ids (S_i,).
-        nperseg: tokens of a segment, which resolves frequencies of 2 pi / nperseg.
+        nperseg: tokens per segment; resolves frequencies of 2 pi / nperseg.
 
     Returns:
-        frequencies (W,) in radians a token, from -pi to pi; `queries` and `keys`, (L, P, W), in units that are the
-        same for all.
+        frequencies (W,) from -pi to pi, in radians per token; `queries` and `keys`, (L, P, W), all in the same unit.
 
     Raises:
-        ValueError: a window shorter than a segment.
+        ValueError: a window is shorter than a segment.
 
     Source: Welch 1967.
     """
     shortest = min(len(window) for window in windows)
     if shortest <= nperseg:
-        raise ValueError(f"A window of {shortest} tokens has no segment of `nperseg`={nperseg} after its first token.")
+        raise ValueError(f"`nperseg`={nperseg} needs windows of more tokens: the shortest has {shortest}.")
     theta = plane_frequencies(model)
     spectra: dict[str, list[Tensor]] = {"queries": [], "keys": []}
     for window in windows:
@@ -322,16 +301,16 @@ def text_response(
     model: PreTrainedModel, windows: Sequence[Tensor], omegas: Tensor, num_taps: int = 4
 ) -> dict[str, Tensor]:
     """
-    The response of each rotary plane to the model's own queries and keys on text: the filter of `num_taps` taps that
-    best, by least squares over heads and windows, makes the content that attention receives (RoPE taken back) from the
-    content without the shear. Nothing is assumed of the shear but that it is linear and reaches no further back.
+    The response of each rotary plane on text: the filter of `num_taps` taps that maps the content without the shear to
+    the content that attention receives (RoPE undone), by least squares over heads and windows. It assumes only that
+    the shear is linear and reaches back no further.
 
     Args:
         windows: token ids (S_i,), each longer than `num_taps`.
-        omegas: content frequencies (W,), radians a token.
+        omegas: content frequencies (W,), in radians per token.
 
     Returns:
-        `queries` and `keys`: complex (L, P, W), output over input, to be laid over `plane_response(omegas, theta,
+        `queries` and `keys`: complex (L, P, W), output over input, comparable with `plane_response(omegas, theta,
         gamma, placement)`.
 
     Source: least squares, by the normal equations of a Wiener filter (Wiener 1949).
@@ -354,3 +333,42 @@ def text_response(
             sums[stream] = auto, cross
     delays = torch.exp(-1j * torch.arange(num_taps)[:, None] * omegas.double())
     return {stream: torch.linalg.solve(auto, cross) @ delays for stream, (auto, cross) in sums.items()}
+
+
+def measure_momentum(model: PreTrainedModel, windows: Sequence[Tensor]) -> dict:
+    """
+    Everything specific to Momentum.
+
+    Args:
+        windows: token ids (S_i,); none leaves `shares` and `dc ac` out.
+
+    Returns:
+        `gammas` (L,), `streams`, `placement`, `plane frequencies` (P,); per stream, `measured` (L, P, W), the response
+        to sinusoids at `omegas` (W,), with its `formula`; `noise` (L, W), the response to white noise at `noise
+        omegas`;
+        `largest deviation` of `measured` from `formula`; `shares` of the four score terms (4, L, H); `dc ac` tables
+        (L, P).
+    """
+    config = model.config
+    omegas = torch.linspace(0, math.pi, 17, dtype=torch.float64)
+    noise_omegas, noise = measured_noise_response(model)
+    found: dict = {
+        "gammas": [float(gamma) for gamma in config.layer_gammas],
+        "streams": config.momentum_streams,
+        "placement": config.momentum_placement,
+        "plane frequencies": plane_frequencies(model),
+        "omegas": omegas,
+        "measured": measured_response(model, omegas),
+        "noise omegas": noise_omegas,
+        "noise": noise,
+    }
+    found["formula"] = model_response(
+        omegas, found["plane frequencies"], found["gammas"], found["streams"], found["placement"]
+    )
+    found["largest deviation"] = max(
+        (found["measured"][stream] - found["formula"][stream]).abs().max().item() for stream in ("queries", "keys")
+    )
+    if windows:
+        found["shares"] = measured_shares(model, windows)
+        found["dc ac"] = measured_dc_ac(model, windows)
+    return found

@@ -1,4 +1,4 @@
-"""The sentences a report opens with, each computed from findings."""
+"""The opening sentences of a report, computed from findings."""
 
 import math
 import statistics
@@ -7,24 +7,24 @@ from collections.abc import Sequence
 import scipy.stats
 
 from .examine import MOST_UNKNOWN
-from .reducers import HEAD_FIGURES
+from .reducers import HEAD_METRICS
 
 
 FAMILIES = {"prism": "Prism", "momentum": "Momentum", "spherical": "Spherical", "llama": "Llama", "gpt2": "GPT-2"}
-# A difference between banks counts as found below this p and from this size on: of all attention where the figure is a
-# share of it, else of the larger mean. A head stands out by this share above every untrained one.
+# A difference between banks counts below this p and above this size, a share of all attention for metrics that are
+# shares and of the larger mean otherwise. A head stands out if it exceeds every untrained head by this share.
 SIGNIFICANT, NOTABLE = 0.05, 0.05
-# What arXiv 2601.15540 says of the banks, in words alone.
+# The claims of arXiv 2601.15540 about the banks, which it makes in words only.
 PUBLISHED_BANKS = {"distance": "signal > noise", "centroid": "signal < noise"}
 
 
 def number(value: float) -> str:
-    """Three digits, as a person would write them."""
+    """Three significant digits, with thousands separators."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def counted(count: int, noun: str) -> str:
-    """A number and its noun: 1 layer, 2 layers."""
+    """A number with its noun: 1 layer, 2 layers."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
@@ -33,24 +33,24 @@ def probability(value: float) -> str:
 
 
 def knows_its_texts(findings: dict) -> bool:
-    """Whether a model's tokenizer knows the texts, so that its bits per byte are a measure."""
+    """Whether a model's tokenizer knows the texts, so that its bits per byte are meaningful."""
     return findings.get("unknown tokens", 0) <= MOST_UNKNOWN
 
 
 def loss_of(findings: dict, key: str = "loss") -> tuple[float, str]:
-    """What a model needs, and the unit: bits per byte, or nats per token where bytes are no measure."""
+    """The loss and its unit: bits per byte or, if those are meaningless, nats per token."""
     unit = "bits per byte" if knows_its_texts(findings) else "nats per token"
     return findings[key][unit], unit
 
 
 def what_it_is(findings: dict) -> str:
-    """The model, what it read, and how well it predicts it."""
+    """The model, its texts, and its loss."""
     family = FAMILIES.get(findings["family"], findings["family"])
     size = f"{findings['name']} is a {family} model of {findings['parameters']:,} parameters"
     if "task" in findings:
         return (
-            f"{size}, read on all inputs of the task {findings['task']}: of all pairs, those it was trained on "
-            f"included, it answers {findings['accuracy']:.1%} right."
+            f"{size}. On all pairs of the task {findings['task']}, including those it was trained on, it answers "
+            f"{findings['accuracy']:.1%} correctly."
         )
     shape = counted(findings["layers"], "layer")
     if "prism" in findings:
@@ -64,15 +64,15 @@ def what_it_is(findings: dict) -> str:
         shape += " at gamma = " + ", ".join(map(number, gammas))
     loss, unit = loss_of(findings)
     read = f"{counted(findings['texts'], 'text')} of {counted(findings['tokens'], 'token')}"
-    said = f"{size} ({shape}); on {read} it needs {loss:.3f} {unit}"
+    said = f"{size} ({shape}). On {read} it needs {loss:.3f} {unit}"
     if not knows_its_texts(findings):
         share = f"{findings['unknown tokens']:.0%}"
-        said += f"; its tokenizer does not know {share} of these tokens, so that bits per byte say nothing"
+        said += f"; its tokenizer does not know {share} of these tokens, so bits per byte would be meaningless"
     return said + "."
 
 
-def strongest_bank_figure(findings: dict) -> str | None:
-    """The head figure that tells Prism's banks apart most, if any does at adjusted p < 0.05 and by a notable size."""
+def strongest_bank_metric(findings: dict) -> str | None:
+    """The head metric that separates Prism's banks most, if one does at adjusted p < 0.05 and by a notable size."""
     banks = findings["prism"].get("banks", {})
     found = [
         name
@@ -83,17 +83,17 @@ def strongest_bank_figure(findings: dict) -> str | None:
 
 
 def least_notable(name: str, split: dict) -> float:
-    """The smallest difference in a head figure to speak of, in its unit."""
-    return NOTABLE * (1 if HEAD_FIGURES[name] == "share" else max(abs(split["signal"]), abs(split["noise"])))
+    """The smallest notable difference in a head metric, in its unit."""
+    return NOTABLE * (1 if HEAD_METRICS[name] == "share" else max(abs(split["signal"]), abs(split["noise"])))
 
 
 def strongest_head(findings: dict, control: dict) -> tuple[str, int, int, float, float] | None:
     """
-    The head farthest above every head of the untrained copies in a share of attention (to the first token, to itself,
-    ...): figure, layer, head, its share, and the largest share of any head of theirs.
+    The head whose share of attention (to the first token, to itself, ...) exceeds every head of the untrained copies
+    most: metric, layer, head, share, and the largest untrained share.
     """
     best = None
-    for name, unit in HEAD_FIGURES.items():
+    for name, unit in HEAD_METRICS.items():
         if unit != "share" or name not in findings["heads"] or name not in control["heads"]:
             continue
         values = findings["heads"][name]
@@ -106,13 +106,13 @@ def strongest_head(findings: dict, control: dict) -> tuple[str, int, int, float,
 
 
 def beside_published(name: str, split: dict) -> str:
-    """Whether a difference between banks has the published direction; nothing where none is published."""
+    """Whether a difference between banks has the published direction; empty if none is published."""
     if name not in PUBLISHED_BANKS or split["signal"] == split["noise"]:
         return ""
     found = "signal > noise" if split["signal"] > split["noise"] else "signal < noise"
     if found == PUBLISHED_BANKS[name]:
         return ", as published"
-    return f", the reverse of what is published ({PUBLISHED_BANKS[name]}, arXiv 2601.15540)"
+    return f", the reverse of the published direction ({PUBLISHED_BANKS[name]}, arXiv 2601.15540)"
 
 
 ATTENDS = {
@@ -125,139 +125,139 @@ ATTENDS = {
 
 
 def what_stands_out(findings: dict, control: dict) -> str:
-    """The largest of what was found, family by family."""
+    """The largest finding, family by family."""
     if "task" in findings:
         top, right = findings["top frequencies"], findings["accuracy by k"][5]
-        where = " where no factor is 0" if findings["task"].startswith("multiply") else ""
+        where = " if no factor is 0" if findings["task"].startswith("multiply") else ""
         shares = [findings[label][top].sum().item() for label in ("logits", "embedding")]
         count = len(findings["logits"]) - 1
         return (
-            f"Its logits' strongest frequencies ({', '.join(map(str, top))}) hold {shares[0]:.1%} of their variance "
-            f"between inputs and {shares[1]:.1%} of the embedding's, where {len(top)} of {count} equal ones hold "
-            f"{len(top) / count:.0%}; with these alone it answers {right:.1%} right{where}."
+            f"The strongest frequencies of its logits ({', '.join(map(str, top))}) hold {shares[0]:.1%} of their "
+            f"variance between inputs and {shares[1]:.1%} of the embedding's; {len(top)} of {count} equal ones would "
+            f"hold {len(top) / count:.0%}. With these frequencies alone it answers {right:.1%} correctly{where}."
         )
     if "prism" in findings and "banks" in findings["prism"]:
-        name = strongest_bank_figure(findings)
+        name = strongest_bank_metric(findings)
         if name is None:
             least = probability(min(split["adjusted_p"] for split in findings["prism"]["banks"].values()))
             return (
-                "No figure of heads tells its signal heads from its noise heads: none differs by more than "
+                "No head metric separates signal heads from noise heads: none differs by more than "
                 f"{NOTABLE:.0%} at an adjusted p < {SIGNIFICANT} (the smallest is {least})."
             )
-        split, unit = findings["prism"]["banks"][name], HEAD_FIGURES[name]
+        split, unit = findings["prism"]["banks"][name], HEAD_METRICS[name]
         unit = "" if unit == "share" else f" {unit}"
         return (
-            f"What tells its banks apart most is {figure_name(name)}: {number(split['signal'])}{unit} in signal heads "
-            f"and {number(split['noise'])}{unit} in noise heads (Cliff's delta {split['cliffs_delta']:+.2f}, adjusted "
+            f"Its banks differ most in {metric_name(name)}: {number(split['signal'])}{unit} in signal heads and "
+            f"{number(split['noise'])}{unit} in noise heads (Cliff's delta {split['cliffs_delta']:+.2f}, adjusted "
             f"{probability(split['adjusted_p'])}){beside_published(name, split)}."
         )
     if "shares" in findings.get("momentum", {}):
         found = findings["momentum"]
         plain = found["shares"]["variance"][0].mean().item()
         return (
-            f"{filtered(found['largest deviation'])}, and the terms that momentum adds make up {1 - plain:.0%} of the "
+            f"{filtered(found['largest deviation'])}. The terms that momentum adds make up {1 - plain:.0%} of the "
             "variance of the scores."
         )
     if "heads" in findings and "heads" in control:
         name, layer, head, share, usual = strongest_head(findings, control)
         if share - usual > NOTABLE:
             return (
-                f"Head {head} of layer {layer} gives {share:.0%} of its attention {ATTENDS[name]}, where no head of "
-                f"untrained copies gives more than {usual:.0%}: the largest such distance of all kinds of attention "
-                "looked for."
+                f"Head {head} of layer {layer} gives {share:.0%} of its attention {ATTENDS[name]}; no head of an "
+                f"untrained copy gives more than {usual:.0%}. No other kind of attention measured here exceeds the "
+                "untrained copies as far."
             )
         return (
             "No head stands out: none gives the first, the same, the previous, an equal or a matching token "
-            f"{NOTABLE:.0%} more of its attention than the heads of untrained copies do."
+            f"{NOTABLE:.0%} more of its attention than every head of the untrained copies."
         )
     ranks = findings["residual"]["effective rank"]
     before, after = number(ranks[0].item()), number(ranks[-1].item())
-    return f"The effective rank of its residual stream is {before} before its layers and {after} after them."
+    return f"The effective rank of its residual stream is {before} before the first layer and {after} after the last."
 
 
 def filtered(deviation: float) -> str:
-    """Whether the measured response is the formula's, to the precision of its arithmetic."""
+    """Whether the measured response equals the formula's, up to rounding."""
     if deviation < 0.02:
-        return f"Attention receives queries and keys filtered as the formula says (deviation at most {deviation:.1g})"
-    return f"What attention receives deviates from the formula, by up to {deviation:.2g} in gain"
+        return f"The formula describes how queries and keys reach attention (deviation at most {deviation:.1g})"
+    return f"The queries and keys that reach attention deviate from the formula, by up to {deviation:.2g} in gain"
 
 
-def figure_name(name: str) -> str:
+def metric_name(name: str) -> str:
     return {"distance": "the mean distance of attention", "entropy": "the entropy of attention"}.get(
         name, f"attention {ATTENDS[name]}" if name in ATTENDS else f"the spectral {name} of attention"
     )
 
 
 def what_the_control_says(findings: dict, control: dict) -> str:
-    """The same figures of an untrained copy, and of the same weights with the mechanism off."""
+    """The same metrics for untrained copies, and for the trained weights with the mechanism off."""
     if "task" in findings:
         top, count = len(control["top frequencies"]), len(control["logits"]) - 1
         return (
-            f"An untrained copy answers {control['accuracy']:.1%} right, and its logits' {top} strongest frequencies "
-            f"hold {control['explained by top 5']['logits']:.1%} of their variance between inputs ({top} of {count} "
-            f"equal ones: {top / count:.0%})."
+            f"An untrained copy answers {control['accuracy']:.1%} correctly, and the {top} strongest frequencies of "
+            f"its logits hold {control['explained by top 5']['logits']:.1%} of their variance between inputs ({top} "
+            f"of {count} equal ones: {top / count:.0%})."
         )
     loss, unit = loss_of(control)
     said = f"An untrained copy of the same config needs {loss:.3f} {unit}"
-    name = strongest_bank_figure(findings) if "prism" in findings else None
+    name = strongest_bank_metric(findings) if "prism" in findings else None
     if name is not None and "heads" in control:
         split = findings["prism"]["banks"][name]
         gap, before = split["signal"] - split["noise"], bank_gaps(control, name)
         least, most = number(min(before)), number(max(before))
         said += (
-            f", and in {len(before)} of them the difference between banks (signal less noise) is "
+            f". In {len(before)} of them the difference between banks (signal minus noise) is "
             f"{least if least == most else f'{least} to {most}'} instead of {number(gap)}: "
             f"{verdict(gap, before, least_notable(name, split))}"
         )
     if "loss with the mechanism off" in findings:
         off, _ = loss_of(findings, "loss with the mechanism off")
         parameter = "lambda" if "prism" in findings else "gamma"
-        said += f"; the trained weights at {parameter} = 0 need {off:.3f}"
+        said += f". With {parameter} = 0, the trained weights need {off:.3f}"
     return said + "."
 
 
 def copies_of(control: dict, name: str) -> list[dict]:
-    """The heads of the untrained copies that have this figure: a figure needs its texts, and copies read a few."""
+    """The head metrics of the untrained copies that have this one; copies read few texts and may lack it."""
     return [heads for heads in control.get("copies", []) if name in heads]
 
 
 def bank_gaps(control: dict, name: str) -> list[float]:
-    """Mean of signal less noise heads in each untrained copy; where copies were not measured, of the control alone."""
+    """Mean over signal heads minus mean over noise heads, per untrained copy (without copies, of the control)."""
     H_S = control["prism"]["signal heads"]
-    figures = [heads[name] for heads in copies_of(control, name) or [control["heads"]]]
-    return [(figure[:, :H_S].mean() - figure[:, H_S:].mean()).item() for figure in figures]
+    metrics = [heads[name] for heads in copies_of(control, name) or [control["heads"]]]
+    return [(metric[:, :H_S].mean() - metric[:, H_S:].mean()).item() for metric in metrics]
 
 
 def verdict(gap: float, before: Sequence[float], least: float) -> str:
     """
-    Whether a difference was there before training.
+    Whether training made a difference between banks.
 
     Args:
-        gap: of the trained model.
-        before: of untrained copies.
-        least: the smallest change to speak of.
+        gap: the difference in the trained model.
+        before: the differences in untrained copies.
+        least: the smallest notable change.
     """
     if len(before) < 2:
-        return "a single one does not tell what training did"
+        return "a single copy cannot show what training did"
     mean, error = statistics.fmean(before), statistics.stdev(before) / math.sqrt(len(before))
-    # The interval in which one more untrained copy would lie. It is widened (Bonferroni): the figure was chosen out of
-    # all, for being large in this model.
-    t = scipy.stats.t.ppf(1 - SIGNIFICANT / len(HEAD_FIGURES) / 2, len(before) - 1)
+    # Prediction interval of one more untrained copy, widened (Bonferroni) because this metric was picked for being
+    # large in this model.
+    t = scipy.stats.t.ppf(1 - SIGNIFICANT / len(HEAD_METRICS) / 2, len(before) - 1)
     if abs(gap - mean) <= t * error * math.sqrt(len(before) + 1):
         return "training changed it by no more than untrained copies vary"
     if abs(gap - mean) <= least:
         return "it is built in, not learned"
-    # What architecture builds in is what the copies have in common.
+    # Architecture builds in what the copies share.
     share = mean / gap if abs(mean) > t * error else 0.0
     if share < -0.1:
-        return "training turned it round"
+        return "training reversed it"
     if share < 0.1:
         return "training made it"
     if share > 1:
-        return "it is built in, and training made it smaller"
-    return f"{share:.0%} of it is built in, training added the rest"
+        return "it is built in, and training reduced it"
+    return f"{share:.0%} of it is built in, and training added the rest"
 
 
 def opening(findings: dict, control: dict) -> list[str]:
-    """What the model is, what stands out, what the control says."""
+    """What the model is, what stands out, and what the control says."""
     return [what_it_is(findings), what_stands_out(findings, control), what_the_control_says(findings, control)]

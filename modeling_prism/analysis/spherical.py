@@ -1,8 +1,8 @@
 """
-Cyclic tasks in the Fourier basis, as spherical and other grokking models are read (arXiv 2603.05228; Nanda et al.,
-"Progress measures for grokking via mechanistic interpretability", arXiv 2301.05217).
+Cyclic tasks in the Fourier basis: the usual reading of Spherical and other models that grok (arXiv 2603.05228; Nanda
+et al., "Progress measures for grokking via mechanistic interpretability", arXiv 2301.05217).
 
-Shapes: p residues 0..p-1, d width, N inputs, F = p // 2 + 1 frequencies k = 0..p // 2, of k turns in p residues.
+Shapes: p residues 0..p-1, d width, N inputs, F = p // 2 + 1 frequencies k = 0..p // 2, in turns per p residues.
 """
 
 import torch
@@ -11,50 +11,45 @@ from torch import Tensor
 
 def fourier_energies(table: Tensor, dim: int = 0) -> Tensor:
     """
-    Energy of each frequency along the residues, as a share of all but frequency 0, whose own entry is 0.
+    Energy of each frequency along the residues, as a share of the total without frequency 0, whose entry is 0.
 
     Args:
-        table: real values by residue along `dim`: an embedding or unembedding (p, d), logits (N, p) with `dim=-1`.
+        table: real values per residue along `dim`: an embedding or unembedding (p, d), logits (N, p) with `dim=-1`.
 
     Returns:
-        (F,), sums to 1 (all 0 for a constant table). Both signs of a frequency count as one.
+        (F,), with sum 1 (all 0 for a constant table). A frequency includes its negative.
 
-    Source: Nanda et al., arXiv 2301.05217, who read embeddings so.
+    Source: Nanda et al., arXiv 2301.05217, for embeddings.
     """
     spectrum = torch.fft.rfft(table.double(), dim=dim).abs().square()
     energies = spectrum.movedim(dim, 0).flatten(1).sum(-1)
     constant = energies[0].clone()
     energies[0] = 0
     if table.shape[dim] % 2 == 0:
-        # The other frequencies stand for a negative one too.
+        # Every other frequency also stands for its negative.
         energies[-1] /= 2
     total = energies.sum()
-    # A constant table leaves rounding.
+    # A constant table leaves rounding errors only.
     return torch.where(total > 1e-24 * constant, energies / total, 0)
 
 
 def top_frequencies(energies: Tensor, k: int) -> Tensor:
     """
-    The k frequencies of most energy (F,), 0 aside, largest first: (k,), in turns of all residues.
+    The k strongest frequencies of energies (F,), without frequency 0, in descending order: (k,).
 
-    Source: the key frequencies of Nanda et al., arXiv 2301.05217; here a number k of them, as in arXiv 2603.05228.
+    Source: the key frequencies of Nanda et al., arXiv 2301.05217; a fixed number k of them, as in arXiv 2603.05228.
     """
     return energies[1:].topk(min(k, len(energies) - 1)).indices + 1
 
 
 def explained_variance(energies: Tensor, frequencies: Tensor) -> Tensor:
-    """
-    Share of the variance over residues that `frequencies` (k,) hold: a scalar, 0 to 1. `energies` (F,) of
-    `fourier_energies`.
-
-    Source: Nanda et al., arXiv 2301.05217.
-    """
+    """Share of the variance over residues in `frequencies` (k,), given energies (F,): a scalar, 0 to 1."""
     return energies[frequencies].sum() / energies[1:].sum()
 
 
 def keep_frequencies(logits: Tensor, frequencies: Tensor) -> Tensor:
     """
-    Logits (..., p) with only frequency 0 and `frequencies` (k,) left over the classes: (..., p), in their unit.
+    Logits (..., p) restricted to frequency 0 and `frequencies` (k,) over the classes: (..., p).
 
     Source: the spectral check of arXiv 2603.05228.
     """
@@ -66,7 +61,7 @@ def keep_frequencies(logits: Tensor, frequencies: Tensor) -> Tensor:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of inputs whose largest logit (N, p) is their label (N,): a float. Definition of this package."""
+    """Share of inputs whose largest logit (N, p) is at their label (N,): a float."""
     return (logits.argmax(-1) == labels).double().mean().item()
 
 
@@ -74,14 +69,14 @@ def accuracy_by_top_k(
     logits: Tensor, labels: Tensor, ks: tuple[int, ...] = (0, 1, 2, 3, 5, 10), energies: Tensor | None = None
 ) -> dict[int, float]:
     """
-    Accuracy, a share of 1, with the k strongest frequencies of the logits kept, and frequency 0, for each k.
+    Accuracy, a share of 1, of logits restricted to frequency 0 and their k strongest frequencies, for each k.
 
     Args:
         logits: (N, p) over the residues.
         labels: (N,).
-        energies: (F,), by which frequencies are the strongest; default: those of the logits as they are.
+        energies: (F,), to rank the frequencies. Default: those of the logits.
 
-    Source: the spectral check of arXiv 2603.05228 (99.9 % with 5 frequencies kept, as published).
+    Source: the spectral check of arXiv 2603.05228 (published: 99.9 % with 5 frequencies).
     """
     energies = fourier_energies(logits, dim=-1) if energies is None else energies
     return {k: accuracy(keep_frequencies(logits, top_frequencies(energies, k)), labels) for k in ks}
@@ -89,33 +84,29 @@ def accuracy_by_top_k(
 
 def check_modulus(modulus: int, operation: str = "add") -> None:
     """
-    Raises `ValueError` for a modulus, a scalar, whose residues are no cycle under the operation: below 2 or, to
-    multiply, no prime above 2.
-
-    Definition of this package.
+    Raises `ValueError` unless the residues of the modulus, a scalar, form a cycle under the operation: addition needs
+    2 or more, multiplication a prime above 2.
     """
     if operation == "multiply":
         if modulus < 3 or any(modulus % n == 0 for n in range(2, int(modulus**0.5) + 1)):
             raise ValueError(
-                f"`modulus`={modulus}: the residues of a prime above 2 alone are powers of one number. Give such a "
-                "prime, or, for a task of addition, `operation`='add'."
+                f"`modulus`={modulus}: only the residues of a prime above 2 are powers of one number. Give such a "
+                "prime or, for a task of addition, `operation`='add'."
             )
     elif modulus < 2:
-        raise ValueError(
-            f"`modulus`={modulus} leaves no two residues to tell apart: give that of the task, 2 or more."
-        )
+        raise ValueError(f"`modulus`={modulus} has no two residues to tell apart: give the task's modulus, 2 or more.")
 
 
 def discrete_log_order(p: int) -> Tensor:
     """
     The residues 1..p-1 as powers g^0, g^1, ... of the smallest primitive root g: (p - 1,).
 
-    A table of multiplication is cyclic in this order: `fourier_energies(embedding[discrete_log_order(p)])`.
+    A multiplication table is cyclic in this order: `fourier_energies(embedding[discrete_log_order(p)])`.
 
     Raises:
         ValueError: p is not a prime above 2.
 
-    Derived here: the residues of a prime but 0 are a cyclic group under multiplication.
+    Derived here: the nonzero residues of a prime form a cyclic group under multiplication.
     """
     check_modulus(p, "multiply")
     powers = [[pow(root, n, p) for n in range(p - 1)] for root in range(2, p)]
@@ -124,7 +115,7 @@ def discrete_log_order(p: int) -> Tensor:
 
 def modular_pairs(p: int, operation: str = "add") -> tuple[Tensor, Tensor]:
     """
-    All inputs [a, b, =] of a task on residues, "=" being token p, and their answers: (p * p, 3), (p * p,).
+    All inputs [a, b, =] of a task on residues, where "=" is token p, and their answers: (p * p, 3), (p * p,).
 
     `operation`: "add", a + b mod p; "multiply", a * b mod p. Source: the tasks of arXiv 2603.05228.
     """

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_prism.analysis import collect_windows, cut_texts
 from modeling_prism.analysis.collect import Batch, Reducer
-from modeling_prism.analysis.reducers import HEAD_FIGURES, head_figures, head_reducer
+from modeling_prism.analysis.reducers import HEAD_METRICS, head_metrics, head_reducer
 from training.experiments.small_runs import rounded
 
 
@@ -100,21 +100,21 @@ def measure_heads(model: PreTrainedModel, windows: Sequence[Tensor]) -> dict[str
     The figures of all heads on windows of one length.
 
     Returns:
-        those of `HEAD_FIGURES`, and `<figure>, without first token` of `FIGURES_WITHOUT_FIRST`: (L, H); `bands`,
+        those of `HEAD_METRICS`, and `<figure>, without first token` of `FIGURES_WITHOUT_FIRST`: (L, H); `bands`,
         shares of the spectrum's energy in `analysis.heads.BANDS` (L, H, bands); `lags by bank` (2, bins), of signal
         and of noise heads.
     """
     length = len(windows[0])
     reducers = [head_reducer(length), sink_free_reducer(length)]
     sums = collect_windows(model, windows, reducers, memory_budget=MEMORY_BUDGET, progress=False)
-    figures = head_figures(sums)
+    figures = head_metrics(sums)
     prefix = f"{WITHOUT_FIRST}/"
-    sink_free = head_figures({k.removeprefix(prefix): value for k, value in sums.items() if k.startswith(prefix)})
+    sink_free = head_metrics({k.removeprefix(prefix): value for k, value in sums.items() if k.startswith(prefix)})
     banks = figures["lags"].split(
         (model.config.num_signal_heads, model.config.num_attention_heads - model.config.num_signal_heads), dim=1
     )
     measured = {
-        **{name: figures[name] for name in HEAD_FIGURES if name in figures},
+        **{name: figures[name] for name in HEAD_METRICS if name in figures},
         **{f"{name}, {WITHOUT_FIRST}": sink_free[name] for name in FIGURES_WITHOUT_FIRST},
         "bands": figures["bands"],
         "lags by bank": torch.stack([bin_lags(bank.mean((0, 1))) for bank in banks]),

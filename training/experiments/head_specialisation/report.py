@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from modeling_prism.analysis.figures import BANKS, styled
-from modeling_prism.analysis.reducers import HEAD_FIGURES
+from modeling_prism.analysis.reducers import HEAD_METRICS
 from training.experiments.head_specialisation.arms import ARMS
 from training.experiments.head_specialisation.effects import (
     Effect,
@@ -51,7 +51,7 @@ def in_table_order(arms: dict[str, list[dict]]) -> list[str]:
     """The figures that all rows have, each followed by itself without the first token."""
     names = [
         name
-        for figure in HEAD_FIGURES
+        for figure in HEAD_METRICS
         for name in ((figure, f"{figure}, {WITHOUT_FIRST}") if figure in FIGURES_WITHOUT_FIRST else (figure,))
     ]
     states = ("untrained", "trained", "trained, equal bases")
@@ -60,7 +60,7 @@ def in_table_order(arms: dict[str, list[dict]]) -> list[str]:
 
 
 def unit_of(figure: str) -> str:
-    return HEAD_FIGURES[figure.split(", ")[0]]
+    return HEAD_METRICS[figure.split(", ")[0]]
 
 
 def with_interval(values: list[float], decimals: int) -> str:
