@@ -94,6 +94,8 @@ ARMS = {
     # Diagnostics
     "free-queries": Arm(NONE, step(0.2, free_queries=True)),
     "free-output": Arm(NONE, step(0.2, free_output=True)),
+    "all-free-queries": Arm(NONE, without(free_queries=True)),
+    "all-free-output": Arm(NONE, without(free_output=True)),
     # Controls and floors
     "llama": Arm(CONTROL, {"intermediate_size": 256}, preset="llama-tiny"),
     "gpt2": Arm(CONTROL, preset="gpt2-tiny"),
