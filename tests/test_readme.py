@@ -17,6 +17,7 @@ from training import bindings, tell
 from training.data import DataArguments, load_texts, train_tokenizer
 from training.experiments import small_runs
 from training.experiments.grokking import run as grokking
+from training.experiments.overview import plot_overview
 from training.tasks.arithmetic import make_tokenizer
 from training.tasks.stories import tell as tell_story
 
@@ -247,3 +248,11 @@ def test_a_wheel_holds_the_package_and_nothing_else(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"modeling_prism"}
     assert {"modeling_prism/modeling_prism.py", "modeling_prism/analysis/report.html"} <= set(names)
+
+
+def test_the_picture_shows_the_results_of_the_table():
+    figure = plot_overview()
+    texts = " ".join(text.get_text() for axes in figure.axes for text in axes.texts)
+    table = re.search(r"<!-- results -->(.*)<!-- /results -->", TEXTS["README.md"], flags=re.DOTALL)[1]
+    distances = re.findall(r"(\d+) tokens\nback", texts)
+    assert len(distances) == 2 and all(re.search(rf"\b{distance}\b", table) for distance in distances)
