@@ -1,4 +1,4 @@
-"""The binding test tells a model that knows from one that guesses."""
+"""The binding test separates a model that knows from one that guesses."""
 
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ def tokenizer():
 
 
 class Oracle:
-    """Predicts the tokens that follow in one known text, or anything but them."""
+    """Predicts the next tokens of one known text, or, if not truthful, any others."""
 
     device = "cpu"
 
@@ -52,12 +52,12 @@ def test_a_long_story_loses_its_beginning(tokenizer):
             seen.append(input_ids.shape[1])
             return SimpleNamespace(logits=torch.zeros(1, input_ids.shape[1], len(tokenizer)))
 
-    # Equal scores are no knowledge.
+    # Equal scores do not count as right.
     assert not answers_right(Model(), tokenizer, probe)
     assert set(seen) == {16}
 
 
-def test_accuracy_is_given_by_kind_beside_chance(tokenizer):
+def test_accuracy_is_reported_by_kind_beside_chance(tokenizer):
     class Guess(Oracle):
         def __call__(self, input_ids, use_cache):
             generator = torch.Generator().manual_seed(int(input_ids.sum()))
@@ -67,5 +67,5 @@ def test_accuracy_is_given_by_kind_beside_chance(tokenizer):
     everything = results.pop("all")
     assert everything["probes"] == sum(row["probes"] for row in results.values()) > 100
     assert len(results) >= 8
-    # Short candidates win by sheer length, so a guess is only near chance.
+    # Short candidates score higher, so that a guess is only near chance.
     assert everything["accuracy"] == pytest.approx(everything["chance"], abs=0.2)

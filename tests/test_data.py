@@ -1,4 +1,4 @@
-"""Corpora, tokenizer and blocks: every way in, and what is refused."""
+"""Corpora, tokenizers and blocks: every source, and every refusal."""
 
 import json
 
@@ -56,8 +56,8 @@ def test_built_in_stories_and_limits():
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_hub_data_set(streaming, tmp_path, monkeypatch):
-    # The hub's answer, made from local files by the same `load_dataset`.
+def test_a_hub_dataset(streaming, tmp_path, monkeypatch):
+    # `load_dataset` on local files stands for the hub.
     folder_of(tmp_path, "jsonl")
     files = {"train": f"{tmp_path}/train.jsonl", "validation": f"{tmp_path}/valid.jsonl"}
 
@@ -74,7 +74,7 @@ def test_a_hub_data_set(streaming, tmp_path, monkeypatch):
     assert all(len(row["input_ids"]) == 8 for row in blocks.train) and len(blocks.validation) >= 1
 
 
-def test_a_hub_data_set_without_a_network(monkeypatch):
+def test_a_hub_dataset_without_a_network(monkeypatch):
     def unreachable(*args, **kwargs):
         raise ConnectionError("no route")
 
@@ -83,7 +83,7 @@ def test_a_hub_data_set_without_a_network(monkeypatch):
         load_texts(DataArguments(dataset_name="roneneldan/TinyStories"))
 
 
-def test_a_hub_data_set_without_validation(monkeypatch):
+def test_a_hub_dataset_without_validation(monkeypatch):
     parts = IterableDatasetDict(train=Dataset.from_dict({"text": ["a"]}).to_iterable_dataset())
     monkeypatch.setattr(data, "load_dataset", lambda *args, **kwargs: parts)
     with pytest.raises(ValueError, match="'train' and 'validation'"):
@@ -118,7 +118,7 @@ def test_a_missing_column_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("suffix", "content", "message"),
     [
-        ("jsonl", '{"text": 3}\n{"text": 4}\n', "`text_column`='text' .* holds no text"),
+        ("jsonl", '{"text": 3}\n{"text": 4}\n', "`text_column`='text' .* does not hold text"),
         ("jsonl", '{"text": "a"}\n{"te', "train.jsonl' could not be read as .jsonl"),
         ("parquet", "not parquet", "train.parquet' could not be read as .parquet"),
     ],
@@ -180,7 +180,7 @@ def test_blocks_are_the_stream(tokenizer):
 
 def test_stories_kept_apart_restart_their_positions(tokenizer):
     blocks = make_blocks(parts("abcd", "efg", "hi"), tokenizer, DataArguments(block_size=4, keep_documents_apart=True))
-    # A block that begins within a story begins at position 0 as well: what came before is not there.
+    # A block that begins within a story begins at position 0 too, because it lacks the preceding tokens.
     assert blocks.train["position_ids"][:] == [[0, 1, 2, 3], [0, 0, 1, 2], [0, 0, 1, 2]]
 
 

@@ -23,14 +23,14 @@ from training.resume import last_complete_checkpoint
 
 ROOT = Path(__file__).parent.parent
 GROKKING = "configuration/recipes/grokking.yaml"
-# A table instead of the recipe's stories.
-TABLE = ("--dataset_name", "addition", "--block_size", "3", "--remove_unused_columns", "false")
+# A lookup table instead of the recipe's stories.
+TABLE = ("--dataset_name", "addition", "--block_size", "3")
 SIZES = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2}
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory, corpus):
-    """A recipe for a run of a few seconds, as a file."""
+    """The file of a recipe for a run of a few seconds."""
     folder = tmp_path_factory.mktemp("recipe")
     PrismConfig(**SIZES, num_attention_heads=4, hidden_dropout=0.1, max_position_embeddings=32).save_pretrained(
         folder / "model"
@@ -70,19 +70,19 @@ def run(recipe, output_dir, *options):
 
 
 def run_process(recipe, output_dir, *options, launcher=(), code=None):
-    """The same in a process of its own; `code` is Python run before it."""
+    """Runs the command in its own process, after the Python `code`."""
     script = f"{code or ''}\nimport sys\nfrom training import pretrain\npretrain.main(sys.argv[1:])\n"
     file = Path(output_dir).parent / f"{Path(output_dir).name}.py"
     file.write_text(script)
     command = [*(launcher or [sys.executable]), str(file), str(recipe), "--output_dir", str(output_dir), *options]
-    # As many threads as here: another number would round sums differently.
+    # With the same number of threads, because another number rounds sums differently.
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
 def finished(recipe, tmp_path_factory):
-    """A run that was never interrupted."""
+    """An uninterrupted run."""
     output_dir = tmp_path_factory.mktemp("run") / "finished"
     return output_dir, run(recipe, output_dir)
 
@@ -112,7 +112,7 @@ def test_a_run_writes_a_model_that_loads_and_tells(finished):
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
 
 
-def test_tokens_are_those_that_were_read(recipe, tmp_path):
+def test_tokens_seen_counts_short_batches(recipe, tmp_path):
     # Every step is an epoch: the batch holds more than there is.
     few = ["--num_train_stories", 6, "--eval_strategy", "no", "--save_strategy", "no", "--sample_max_new_tokens", 0]
     large = run(recipe, tmp_path / "large", *few, "--per_device_train_batch_size", 4000, "--max_steps", 3)
@@ -160,7 +160,7 @@ def test_every_saved_model_carries_its_card(finished, corpus):
         assert card.data.pipeline_tag == "text-generation" and "prism" in card.data.tags
         for part in ("PrismForCausalLM", "trust_remote_code=True", "global_batch_size: 4", "code revision"):
             assert part in card.text
-        # Where things lay on somebody's disk is not published.
+        # Local paths are not published.
         assert str(corpus.parent) not in card.content and str(output_dir.parent) not in card.content
     metrics = {r.metric_type: r.metric_value for r in ModelCard.load(output_dir / "README.md").data.eval_results}
     assert metrics["bits_per_byte"] == pytest.approx(result["bits_per_byte"], abs=1e-4)
@@ -184,7 +184,7 @@ def killed(self, output_dir):
     save(self, output_dir)
 Trainer._save_optimizer_and_scheduler = killed
 """
-# Kills it between two checkpoints.
+# Kills the process between two checkpoints.
 KILL_BETWEEN_SAVES = """
 import os, signal
 from training.callbacks import NoiseCoefficientCallback
@@ -195,7 +195,7 @@ NoiseCoefficientCallback.on_step_begin = killed
 """
 
 
-# Kills it when all is done but the final save.
+# Kills the process before the final save.
 KILL_AT_THE_END = """
 import os, signal
 from training.pretrain import PretrainTrainer
@@ -219,7 +219,7 @@ def test_a_killed_run_resumes_to_the_same_end(code, checkpoint, recipe, finished
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (output_dir / "results.json").exists()
     assert last_complete_checkpoint(output_dir) == str(output_dir / f"checkpoint-{checkpoint}")
-    # Nor does a damaged tokenizer in the folder matter: the checkpoint has its own.
+    # A damaged tokenizer in the folder does not matter: the checkpoint has its own.
     (output_dir / "tokenizer.json").write_text("{")
     result = run(recipe, output_dir)
     assert_same_run(output_dir, finished[0])
@@ -228,7 +228,7 @@ def test_a_killed_run_resumes_to_the_same_end(code, checkpoint, recipe, finished
 
 
 def test_a_run_that_does_not_resume_ends_elsewhere(recipe, finished, tmp_path):
-    # The check above can fail: without the checkpoint's optimiser and random state, the weights differ.
+    # Negative control of the test above: without the checkpoint's optimizer and random state, the weights differ.
     checkpoint = finished[0] / "checkpoint-4"
     run(recipe, tmp_path / "run", "--init_from", checkpoint, "--model_config", "", "--max_steps", 2)
     with pytest.raises(AssertionError):
@@ -238,7 +238,7 @@ def test_a_run_that_does_not_resume_ends_elsewhere(recipe, finished, tmp_path):
 # Spherical: with uniform routing some parameters get no gradient.
 @pytest.mark.parametrize("model", ["model", "spherical"])
 def test_two_processes_give_the_losses_of_one(model, recipe, tmp_path):
-    # Dropout draws differ between processes, so there is none here.
+    # Without dropout, whose draws differ between processes.
     overrides = ["--config_overrides", "hidden_dropout=0.0", "--sample_max_new_tokens", "0"]
     overrides += ["--model_config", str(recipe.parent / model)]
     run(recipe, tmp_path / "one", *overrides)
@@ -264,13 +264,13 @@ def test_fine_tuning_starts_from_the_model_as_it_was_saved(recipe, finished, tmp
     for name, weight in before.state_dict().items():
         assert torch.equal(weight, after.state_dict()[name]), name
     assert "fine-tuned from" in (tmp_path / "tuned" / "README.md").read_text()
-    with pytest.raises(ValueError, match="`tokenizer_name` goes with a new model"):
+    with pytest.raises(ValueError, match="`tokenizer_name` is for a new model"):
         run(recipe, tmp_path / "other", *options, "--tokenizer_name", finished[0])
 
 
 def test_the_best_model_is_saved_with_its_own_lambda(recipe, tmp_path):
     options = ["--load_best_model_at_end", "true", "--metric_for_best_model", "bits_per_byte", "--eval_steps", "2"]
-    # The greatest loss, so that the best step is not the last.
+    # The highest loss counts as the best, so that the best step is not the last.
     run(recipe, tmp_path / "best", *options, "--greater_is_better", "true")
     best = json.loads((tmp_path / "best" / "trainer_state.json").read_text())["best_global_step"]
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "best")
@@ -305,7 +305,7 @@ def test_stories_kept_apart(recipe, tmp_path):
 
 
 def test_push_to_hub_keeps_our_card(recipe, tmp_path, monkeypatch):
-    # The hub is not reached: what would be uploaded is looked at instead.
+    # Records the uploads instead of reaching the hub.
     uploads = []
 
     class Hub:
@@ -334,7 +334,7 @@ def test_push_to_hub_keeps_our_card(recipe, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def of_a_table(tmp_path_factory):
-    """A run of the recipe of tables, for two steps."""
+    """Two steps of the recipe for lookup tables."""
     output_dir = tmp_path_factory.mktemp("table") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
@@ -346,17 +346,17 @@ def test_a_model_of_a_table_has_its_tokens(of_a_table, in_checkout, caplog):
     config = AutoModelForCausalLM.from_pretrained(output_dir).config
     assert config.vocab_size == json.loads((output_dir / "run.json").read_text())["config"]["vocab_size"] == 24
     assert result["tokens_seen"] == 2 * 158 * 3
-    # It is found again, and is not the run of another vocabulary.
+    # The same command finds it again; another vocabulary is another run.
     options = ["--modulus", 23, "--max_steps", 2]
     with caplog.at_level("INFO"):
         assert run(GROKKING, output_dir, *options) == result
-    assert "`vocab_size` is 24, the tokens of the table, and not 114" in caplog.text
+    assert "Using `vocab_size`=24, as many tokens as the data have, not 114" in caplog.text
     with pytest.raises(ValueError, match="`config` was"):
         run(GROKKING, output_dir, *options[2:])
 
 
 def snippets(output_dir):
-    """The code of a card, which names the folder without its path."""
+    """The code of a card, with the folder's path restored."""
     code = re.findall(r"```python\n(.*?)```", (output_dir / "README.md").read_text(), flags=re.DOTALL)
     return [part.replace(f'"{output_dir.name}"', repr(str(output_dir))) for part in code]
 
@@ -383,8 +383,8 @@ def test_the_card_of_a_table(of_a_table):
         "trained from scratch, on addition modulo 23: 2 steps, 948 tokens",
         "| test, after 2 steps | |",
         f"| accuracy | {result['next_token_accuracy']:.4f} |",
-        "The table has 529 pairs: 158 of them (`train_fraction` 0.3), drawn with `seed` 1",
-        "the test is the other 371",
+        "The lookup table has 529 pairs. The model was trained on 158 of them (`train_fraction` 0.3), drawn with "
+        "`seed` 1, and tested on the other 371.",
         "`a b =`",
     ):
         assert part in card.text, part
@@ -401,15 +401,15 @@ def test_a_model_of_a_table_is_asked_and_tells_no_stories(of_a_table):
     for prompt in ("Once upon a time", "3 23 =", "3 4", "= 4 =", ""):
         with pytest.raises(ValueError, match="`prompt`=.* reads 'a b =', .* from 0 to 22"):
             tell.main([str(output_dir), "--prompt", prompt])
-    with pytest.raises(ValueError, match="`model`=.* was trained on a table"):
+    with pytest.raises(ValueError, match="`model`=.* was trained on a lookup table"):
         bindings.main([str(output_dir)])
 
 
 def test_overrides_decide_the_tokens_of_a_table():
-    def size(table_vocab_size, **arguments):
+    def size(vocab_size, **arguments):
         preset = str(ROOT / "configuration" / "models" / "spherical-grok")
         arguments = pretrain.ModelArguments(**{"model_config": preset, **arguments})
-        return pretrain.load_config(arguments, table_vocab_size).vocab_size
+        return pretrain.load_config(arguments, vocab_size).vocab_size
 
     assert size(114) == size(None) == 114
     assert (size(24), size(121), size(24, config_overrides="logit_scale=5")) == (24, 121, 24)
@@ -419,9 +419,9 @@ def test_overrides_decide_the_tokens_of_a_table():
     assert size(24, model_config=None, init_from=trained) == 114
 
 
-def test_rows_without_a_token_are_told(recipe, tmp_path, caplog):
+def test_unused_rows_are_reported(recipe, tmp_path, caplog):
     run(recipe, tmp_path / "run", "--config_overrides", "vocab_size=307", "--max_steps", 1)
-    assert "`vocab_size`=307 but the tokenizer 300 tokens: 7 rows are never used" in caplog.text
+    assert "`vocab_size`=307, but the tokenizer has 300 tokens: 7 rows are never used" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -444,12 +444,12 @@ def test_rows_without_a_token_are_told(recipe, tmp_path, caplog):
         (["--num_train_stories", "0"], "`num_train_stories`"),
         (["--validation_file", "valid.txt"], "`validation_file`"),
         (["--attn_implementation", "flash"], "attn_implementation"),
-        ([*TABLE, "--remove_unused_columns", "true"], "`remove_unused_columns`=True drops .* false`"),
-        (["--dataset_name", "additon"], "`dataset_name`='additon' .*: did you mean 'addition'"),
+        ([*TABLE, "--remove_unused_columns", "true"], "`remove_unused_columns`=True would drop .* leave it out"),
+        (["--dataset_name", "additon"], "`dataset_name`='additon' is not .*: did you mean 'addition'"),
         (["--dataset_name", "Addition"], "did you mean 'addition'"),
-        ([*TABLE, "--dataset_name", "subtraction"], "'subtraction' .* no table .addition, multiplication, s5."),
+        ([*TABLE, "--dataset_name", "subtraction"], "'subtraction' .* lookup tables .addition, multiplication, s5."),
         ([*TABLE, "--modulus", "1"], "`modulus` must be .* above 1, got 1"),
-        ([*TABLE, "--config_overrides", "vocab_size=100"], "table has 114 tokens .*`vocab_size`=100.*leave"),
+        ([*TABLE, "--config_overrides", "vocab_size=100"], "data have 114 tokens.*`vocab_size`=100.*vocab_size=114`"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(options, message, recipe, tmp_path):
@@ -503,3 +503,18 @@ def test_resuming_with_a_changed_model_is_refused(recipe, finished, tmp_path):
         run(recipe, tmp_path / "run", *checkpoint, "--config_overrides", "num_hidden_layers=3")
     with pytest.raises(ValueError, match="not a complete checkpoint"):
         run(recipe, tmp_path / "other", "--resume_from_checkpoint", str(tmp_path))
+
+
+# transformers imports scipy if it finds it, so that the test hides it.
+WITHOUT_ANALYSIS = """
+import sys
+sys.modules.update({"matplotlib": None, "scipy": None})
+import atexit
+atexit.register(lambda: print("imported", [name for name in sys.modules if name.startswith("modeling_prism.ana")]))
+"""
+
+
+def test_training_on_stories_does_not_need_the_analysis(recipe, tmp_path):
+    done = run_process(recipe, tmp_path / "run", "--dataset_name", "stories", code=WITHOUT_ANALYSIS)
+    assert done.returncode == 0, done.stderr
+    assert "imported []" in done.stdout and (tmp_path / "run" / "results.json").is_file()

@@ -150,8 +150,8 @@ def test_several_gaps_are_those_of_numpy_s_choice_without_replacement():
     [
         ({"num_pairs": 0}, "`num_pairs` must be at least 1, got 0"),
         ({"length": 63}, "`length` must be even .* got 63"),
-        ({"length": 14}, "4 pairs .* need 16 tokens, and `length` is 14: raise `length`, or lower `num_pairs` to 3"),
-        ({"vocab_size": 9}, "`vocab_size`=9 has 3 keys, too few for 4 distinct ones: it must be at least 10"),
+        ({"length": 14}, "4 pairs .* need 16 tokens, but `length` is 14: raise `length`, or lower `num_pairs` to 3"),
+        ({"vocab_size": 9}, "`vocab_size`=9 has 3 keys, too few for 4 pairs: it must be at least 10"),
         ({"vocab_size": 0}, "`vocab_size`=0 has 0 keys"),
         ({"power": 0.0}, "`power` must be a positive number, got 0.0"),
         ({"power": -1.0}, "`power` must be a positive number"),
@@ -202,7 +202,7 @@ def test_every_token_and_every_question_is_equally_likely():
     [
         ({"num_distinct": 65}, "`num_distinct` must be 2 to `vocab_size`=64, got 65"),
         ({"num_distinct": 1}, "`num_distinct` must be 2 to `vocab_size`=64, got 1"),
-        ({"num_queries": 32}, "`num_queries` must be 1 to 31, .* that have a successor, got 32"),
+        ({"num_queries": 32}, "`num_queries` must be 1 to 31, .* have a successor, got 32"),
         ({"num_queries": 0}, "`num_queries` must be 1 to 31"),
         ({"num_examples": 0}, "`num_examples` must be at least 1, got 0"),
     ],

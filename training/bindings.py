@@ -1,5 +1,5 @@
 """
-Does a model remember who owned what? Tests a saved model on the long-range bindings of the built-in stories.
+Tests whether a saved model remembers who owned what: the long-range bindings of the built-in stories.
 
 ```bash
 python -m training.bindings outputs/quickstart --num_stories 200
@@ -28,19 +28,19 @@ from training.tell import beginning, explaining_a_missing_model
 
 @dataclass
 class BindingArguments:
-    """How many stories to ask about."""
+    """Options for the stories to ask about."""
 
-    num_stories: int = field(default=200, metadata={"help": "Validation stories whose probes are asked."})
-    seed: int = field(default=1, metadata={"help": "Which stories."})
+    num_stories: int = field(default=200, metadata={"help": "Number of validation stories."})
+    seed: int = field(default=1, metadata={"help": "Seed of the stories."})
 
 
 @torch.no_grad()
 def answers_right(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, probe: Probe) -> bool:
     """
-    Whether the model finds the true continuation of a probe more probable than every false one.
+    Whether the model gives the true continuation of a probe a higher probability than every false one.
 
-    Candidates are compared by the sum of ln p over their tokens, given the story so far. A story longer than the
-    model's context loses its beginning.
+    A candidate's score is the sum of ln p over its tokens, given the story so far. A story longer than the model's
+    context loses its beginning.
     """
     story = tokenizer(beginning(tokenizer) + probe.prompt, add_special_tokens=False)["input_ids"]
     scores = []
@@ -59,8 +59,8 @@ def binding_accuracy(
     Accuracy on the probes of `num_stories` validation stories.
 
     Returns:
-        by kind of binding, and for `all` of them: `accuracy`, `chance` (one over the number of candidates, averaged)
-        and `probes`, their number.
+        for each kind of binding and for `all`: `accuracy`, `chance` (the mean of 1 / number of candidates) and the
+        number of `probes`.
     """
     results = defaultdict(list)
     for index in tqdm(range(num_stories), desc="Asking"):
@@ -89,8 +89,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         tokenizer = AutoTokenizer.from_pretrained(rest.model)
     if reads_a_table(tokenizer):
         raise ValueError(
-            f"`model`={rest.model!r} was trained on a table and knows no words to ask it about a story with: give a "
-            "model of stories; `make demo` trains one into outputs/quickstart."
+            f"`model`={rest.model!r} was trained on a lookup table and cannot read a story: give a model of stories; "
+            "`make demo` trains one into outputs/quickstart."
         )
     results = binding_accuracy(model, tokenizer, arguments.num_stories, arguments.seed)
     print("| binding | accuracy | chance | probes |\n| --- | ---: | ---: | ---: |")

@@ -1,4 +1,4 @@
-"""What the training command adds to `Trainer`, one callback a concern."""
+"""Callbacks that the training command adds to `Trainer`, one per concern."""
 
 import json
 import math
@@ -9,21 +9,27 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 
-def scheduled_noise_coefficient(step: int, total_steps: int, start: float = 0.01, end: float = 0.10) -> float:
+# Prism's lambda at the first and the last step, as published (arXiv 2601.15540).
+NOISE_COEFFICIENT_START, NOISE_COEFFICIENT_END = 0.01, 0.10
+
+
+def scheduled_noise_coefficient(
+    step: int, total_steps: int, start: float = NOISE_COEFFICIENT_START, end: float = NOISE_COEFFICIENT_END
+) -> float:
     """
-    lambda after `step` of `total_steps` optimiser steps: a half cosine from `start` up to `end` (arXiv 2601.15540).
+    lambda after `step` of `total_steps` optimizer steps: a half cosine from `start` up to `end` (arXiv 2601.15540).
     """
     return start + (end - start) * (1 - math.cos(math.pi * min(step / total_steps, 1))) / 2
 
 
 class NoiseCoefficientCallback(TrainerCallback):
     """
-    Raises Prism's lambda over the run. Step s (from 0) trains with lambda(s); whatever is evaluated or saved after it
-    carries lambda(s + 1), and the finished model lambda(total) = `end`. A function of the step alone, so a resumed run
-    continues where it was.
+    Raises Prism's lambda over the run. Step s (from 0) trains with lambda(s). A model evaluated or saved after it has
+    lambda(s + 1), and the finished model has lambda(total) = `end`. The step alone decides lambda, so that a resumed
+    run continues the schedule.
     """
 
-    def __init__(self, start: float = 0.01, end: float = 0.10):
+    def __init__(self, start: float, end: float):
         self.start, self.end = start, end
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -33,20 +39,20 @@ class NoiseCoefficientCallback(TrainerCallback):
     on_step_end = on_train_begin
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
-        # The best weights go with the lambda of their own step.
+        # The best weights need the lambda of their own step.
         if args.load_best_model_at_end and state.best_global_step:
             value = scheduled_noise_coefficient(state.best_global_step, state.max_steps, self.start, self.end)
             model.set_noise_coefficient(value)
 
 
 class SampleStoryCallback(TrainerCallback):
-    """At every evaluation, the model tells a story (sampled with a fixed seed), printed and kept in a file."""
+    """Samples a story at every evaluation, with a fixed seed, prints it and appends it to a file."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int, file: Path):
         self.tokenizer, self.prompt, self.max_new_tokens, self.file = tokenizer, prompt, max_new_tokens, file
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
-        # Under FSDP the weights are not all here.
+        # Under FSDP a process holds a part of the weights only.
         if state.is_world_process_zero and not args.fsdp:
             story = tell_story(model, self.tokenizer, self.prompt, self.max_new_tokens)
             with self.file.open("a", encoding="utf-8") as stream:
@@ -55,9 +61,9 @@ class SampleStoryCallback(TrainerCallback):
 
 
 def tell_story(model, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int, seed: int = 0) -> str:
-    """Continues `prompt` by sampling (temperature 0.8, nucleus 0.95) without disturbing torch's random state."""
+    """Continues `prompt` by sampling (temperature 0.8, top-p 0.95) and leaves torch's random state unchanged."""
     inputs = tokenizer(tokenizer.bos_token + prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
-    # Models with a position table cannot go beyond it.
+    # A position table limits the length.
     room = (getattr(model.config, "max_position_embeddings", None) or 2**31) - inputs["input_ids"].shape[1]
     was_training = model.training
     model.eval()
@@ -76,7 +82,7 @@ def tell_story(model, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_t
 
 
 class ThroughputCallback(TrainerCallback):
-    """Measures training speed: the time of the steps alone, without evaluating and saving."""
+    """Measures training speed: the time of the steps, without evaluations and saves."""
 
     def __init__(self):
         self.tokens, self.seconds = 0, 0.0
@@ -86,9 +92,9 @@ class ThroughputCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.seconds += time.perf_counter() - self.begun
-        # What was read, which at the end of the data is less than a batch.
+        # The tokens that were read: the last batch of an epoch is smaller.
         self.tokens += state.num_input_tokens_seen - self.tokens_before
 
     def tokens_per_second(self) -> float:
-        """Tokens of all processes a second, over the steps of this process's lifetime."""
+        """Tokens per second of all processes, over the steps that this process has seen."""
         return self.tokens / self.seconds if self.tokens else float("nan")

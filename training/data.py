@@ -1,4 +1,4 @@
-"""From a corpus of stories to blocks of token ids: texts, tokenizer, blocks. All of it through `datasets`."""
+"""Loads the training data: a corpus of stories as blocks of tokens, or a lookup table."""
 
 import difflib
 import logging
@@ -11,7 +11,8 @@ from datasets.exceptions import DatasetGenerationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from training.tasks.arithmetic import TABLES, check_table, make_arithmetic, make_tokenizer, table_vocab_size
+from training.tasks import Blocks, CardFacts
+from training.tasks.arithmetic import BLOCK_SIZE, TABLES, check_table, load_table, table_vocab_size
 from training.tasks.stories import stories
 
 
@@ -19,58 +20,60 @@ logger = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
-# The `datasets` builder that reads each kind of local file; stories in `.txt` files have a reader of their own.
+# The `datasets` builder for each kind of local file; `read_stories` reads `.txt` files.
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 TEXT_TYPES = ("string", "large_string")
 STORY = Features({"text": Value("string")})
-# What the files of a local folder are called.
+# Names of the files in a local folder.
 PARTS = {"train": ("train",), "validation": ("valid", "validation")}
 LOCAL_DATA_HINT = (
     "without a network, give a local folder (`--dataset_name FOLDER` with train.txt and valid.txt, stories separated "
     f"by {END_OF_TEXT}) or the built-in stories (`--dataset_name stories`)"
 )
+# Corpora of a known language.
+LANGUAGES = {"stories": "en", "roneneldan/TinyStories": "en"}
 
 
 @dataclass
 class DataArguments:
-    """Which corpus, which tokenizer, which blocks."""
+    """Options for the corpus, the tokenizer and the blocks."""
 
     dataset_name: str = field(
         default="stories",
         metadata={
             "help": "'stories' (built in, no network), a local folder or file (txt, jsonl, csv, parquet), the name "
-            "of a data set on the hub, or a table to be grokked: 'addition', 'multiplication' or 's5'."
+            f"of a dataset on the hub, or a lookup table for grokking ({', '.join(TABLES)})."
         },
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset."})
     validation_file: str | None = field(
-        default=None, metadata={"help": "Validation part, when `dataset_name` is a single file."}
+        default=None, metadata={"help": "Validation file, if `dataset_name` is a single file."}
     )
-    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    text_column: str = field(default="text", metadata={"help": "Column with the text."})
     streaming: bool = field(
-        default=False, metadata={"help": "Read a hub data set as it comes, without storing it; needs `max_steps`."}
+        default=False, metadata={"help": "Read a hub dataset without storing it; needs `max_steps`."}
     )
     num_train_stories: int | None = field(
-        default=None, metadata={"help": "Use this many training stories (built-in default: 20000; else: all)."}
+        default=None, metadata={"help": "Number of training stories. Default: all; 20000 built-in ones."}
     )
     num_validation_stories: int | None = field(
-        default=None, metadata={"help": "Use this many validation stories (built-in default: 500; else: all)."}
+        default=None, metadata={"help": "Number of validation stories. Default: all; 500 built-in ones."}
     )
     tokenizer_name: str | None = field(
-        default=None, metadata={"help": "An existing tokenizer, by folder or hub name. Default: train one."}
+        default=None, metadata={"help": "Folder or hub name of a tokenizer. Default: train one."}
     )
     tokenizer_vocab_size: int = field(
-        default=2048, metadata={"help": "Size of the byte-level BPE trained on the corpus, special tokens included."}
+        default=2048, metadata={"help": "Size of the byte-level BPE to train, special tokens included."}
     )
-    block_size: int = field(default=256, metadata={"help": "Tokens in a training example."})
-    modulus: int = field(default=113, metadata={"help": "Of the tables of addition and multiplication."})
-    train_fraction: float = field(default=0.3, metadata={"help": "Share of a table that is trained on."})
+    block_size: int = field(default=256, metadata={"help": "Tokens per training example."})
+    modulus: int = field(default=113, metadata={"help": "Modulus of a lookup table of addition or multiplication."})
+    train_fraction: float = field(default=0.3, metadata={"help": "Share of a lookup table to train on."})
     keep_documents_apart: bool = field(
         default=False,
-        metadata={"help": "Restart position ids at every story, so that attention does not cross into the next."},
+        metadata={"help": "Restart position ids at every story, so that no token attends to another story."},
     )
     preprocessing_num_workers: int | None = field(
-        default=None, metadata={"help": "Processes that tokenise (`datasets.map(num_proc=...)`)."}
+        default=None, metadata={"help": "Number of processes that tokenise the corpus."}
     )
 
     def __post_init__(self):
@@ -79,41 +82,64 @@ class DataArguments:
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
         self._check_dataset_name()
-        if self.is_table:
+        if self.dataset_name in TABLES:
             check_table(self.dataset_name, self.modulus)
-            if self.block_size != 3:
-                raise ValueError(f"`block_size` must be 3 (a, b, =) for a table, got {self.block_size}.")
+            if self.block_size != BLOCK_SIZE:
+                raise ValueError(
+                    f"`block_size` must be {BLOCK_SIZE} (a, b, =) for a lookup table, got {self.block_size}."
+                )
         if self.validation_file and not Path(self.dataset_name).is_file():
             raise ValueError(
-                f"`validation_file` goes with a single file; `dataset_name`={self.dataset_name!r} brings its own "
+                f"`validation_file` needs a single file as `dataset_name`; {self.dataset_name!r} has its own "
                 "validation part."
             )
         if self.streaming and (self.dataset_name == "stories" or Path(self.dataset_name).exists()):
-            raise ValueError(f"`streaming` is for hub data sets; `dataset_name`={self.dataset_name!r} is local.")
+            raise ValueError(f"`streaming` needs a hub dataset; `dataset_name`={self.dataset_name!r} is local.")
 
     def _check_dataset_name(self):
         name = self.dataset_name
-        # What has an owner is of the hub; it has a few names without one, too.
+        # A name with a slash is a hub repository; a few hub names have none.
         if name in ("stories", *TABLES) or "/" in name or Path(name).exists():
             return
         close = difflib.get_close_matches(name.lower(), ("stories", *TABLES), n=1, cutoff=0.8)
         if close:
-            raise ValueError(f"`dataset_name`={name!r} is no file or folder: did you mean {close[0]!r}?")
-        if self.block_size == 3:
+            raise ValueError(f"`dataset_name`={name!r} is not a file or folder: did you mean {close[0]!r}?")
+        if self.block_size == BLOCK_SIZE:
             raise ValueError(
-                f"`dataset_name`={name!r} is no file or folder and no table ({', '.join(TABLES)}), which alone have "
-                "examples of `block_size`=3: choose a table, or a longer `block_size` for text."
+                f"`dataset_name`={name!r} is not a file or folder. Only the lookup tables ({', '.join(TABLES)}) have "
+                f"examples of `block_size`={BLOCK_SIZE}: choose one of them, or a longer `block_size` for text."
             )
 
     @property
-    def is_table(self) -> bool:
-        """Whether the data are a table of `training.tasks.arithmetic` and not text."""
-        return self.dataset_name in TABLES
+    def vocab_size(self) -> int | None:
+        """Number of tokens if the data alone decide it, as a lookup table does; `None` for text."""
+        return table_vocab_size(self.dataset_name, self.modulus) if self.dataset_name in TABLES else None
 
-    @property
-    def table_vocab_size(self) -> int | None:
-        """How many tokens the table has, if the data are one."""
-        return table_vocab_size(self.dataset_name, self.modulus) if self.is_table else None
+
+def load_data(
+    arguments: DataArguments, seed: int, tokenizer_name: str | None = None
+) -> tuple[PreTrainedTokenizerBase, Blocks]:
+    """
+    Loads the data of a run.
+
+    Args:
+        seed (`int`): the seed of the run, which splits a lookup table.
+        tokenizer_name (`str`, *optional*): the tokenizer for text, by folder or hub name. Default: train one on the
+            corpus. A lookup table has its own.
+
+    Raises:
+        ValueError: from `load_texts`, `load_tokenizer`, `make_blocks` and `load_table`.
+    """
+    if arguments.dataset_name in TABLES:
+        return load_table(
+            arguments.dataset_name, modulus=arguments.modulus, train_fraction=arguments.train_fraction, seed=seed
+        )
+    texts = load_texts(arguments)
+    if tokenizer_name:
+        tokenizer = load_tokenizer(tokenizer_name)
+    else:
+        tokenizer = train_tokenizer(texts["train"], arguments.tokenizer_vocab_size)
+    return tokenizer, make_blocks(texts, tokenizer, arguments)
 
 
 def load_texts(arguments: DataArguments) -> DatasetDict:
@@ -121,12 +147,12 @@ def load_texts(arguments: DataArguments) -> DatasetDict:
     Loads the corpus.
 
     Returns:
-        `DatasetDict`: parts `train` and `validation` with one column, `text`, a story a row. `train` is an
+        `DatasetDict`: parts `train` and `validation` with one column, `text`, one story per row. `train` is an
         `IterableDataset` if `arguments.streaming`.
 
     Raises:
-        ValueError: no such file, no validation part, a file that is not UTF-8, an empty part, no such column, or a hub
-            data set that cannot be reached.
+        ValueError: missing file, part or column, a file that is not UTF-8, an empty part, or an unreachable hub
+            dataset.
     """
     path = Path(arguments.dataset_name)
     if arguments.dataset_name == "stories":
@@ -149,7 +175,7 @@ def load_texts(arguments: DataArguments) -> DatasetDict:
             )
         if rows.features is not None and getattr(rows.features[arguments.text_column], "dtype", "") not in TEXT_TYPES:
             raise ValueError(
-                f"`text_column`={arguments.text_column!r} of the {part} part holds no text but {rows.features}."
+                f"`text_column`={arguments.text_column!r} of the {part} part does not hold text but {rows.features}."
             )
         rows = rows.select_columns([arguments.text_column])
         if arguments.text_column != "text":
@@ -190,26 +216,26 @@ def _load_file(file: Path) -> Dataset:
         raise ValueError(f"{str(file)!r} is not one of .txt, {', '.join(BUILDERS)}.")
     try:
         if file.suffix == ".txt":
-            # Size and time are arguments so that the cache of `datasets` notices a changed file.
+            # With size and time as arguments, the cache of `datasets` notices a changed file.
             stat = file.stat()
             source = {"file": str(file.resolve()), "size": stat.st_size, "modified": stat.st_mtime_ns}
             return Dataset.from_generator(read_stories, STORY, gen_kwargs=source)
         return load_dataset(BUILDERS[file.suffix], data_files=str(file), split="train")
     except Exception as error:
-        # How `datasets` reports a builder that yielded nothing.
+        # `datasets` reports so a builder that yielded nothing.
         if "corresponds to no data" in str(error):
             return Dataset.from_dict({"text": []}, features=STORY)
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
         if isinstance(cause, UnicodeDecodeError):
             raise ValueError(
                 f"{str(file)!r} is not UTF-8 ({cause.reason}: {cause.object[cause.start]:#04x}): convert it, for "
-                "instance with `iconv -t utf-8`."
+                "example with `iconv -t utf-8`."
             ) from None
         raise ValueError(f"{str(file)!r} could not be read as {file.suffix}: {cause}") from error
 
 
 def read_stories(file: str, size: int, modified: int) -> Iterator[dict[str, str]]:
-    """Yields the stories of a text file in which a line `<|endoftext|>` ends each story; memory for one at a time."""
+    """Yields the stories of a text file, which `<|endoftext|>` separates; holds one story in memory."""
     story = ""
     with open(file, encoding="utf-8") as stream:
         for line in stream:
@@ -229,14 +255,14 @@ def _load_from_hub(arguments: DataArguments) -> DatasetDict:
         parts = load_dataset(name, arguments.dataset_config_name, streaming=arguments.streaming)
     except Exception as error:
         raise ValueError(
-            f"`dataset_name`={name!r} is neither a local file or folder nor a data set that the hub would give "
+            f"`dataset_name`={name!r} is neither a local file or folder nor an available hub dataset "
             f"({type(error).__name__}: {error}); {LOCAL_DATA_HINT}."
         ) from error
     if "validation" not in parts or "train" not in parts:
         raise ValueError(f"`dataset_name`={name!r} has the parts {list(parts)}; it needs 'train' and 'validation'.")
     validation = parts["validation"]
     if isinstance(validation, IterableDataset):
-        # Every evaluation reads it again, so it is kept.
+        # Kept in memory, because every evaluation reads it again.
         limit = arguments.num_validation_stories or 2000
         validation = Dataset.from_list(list(validation.take(limit)))
     return DatasetDict(train=parts["train"], validation=validation)
@@ -248,7 +274,7 @@ def train_tokenizer(texts: Dataset | IterableDataset, vocab_size: int) -> PreTra
 
     Args:
         texts (`Dataset` or `IterableDataset`): rows with a column `text`.
-        vocab_size (`int`): number of tokens, special tokens included; at least 258 (256 bytes and two special tokens).
+        vocab_size (`int`): number of tokens, at least 258: 256 bytes and two special tokens.
     """
     if vocab_size < 258:
         raise ValueError(
@@ -270,46 +296,37 @@ def train_tokenizer(texts: Dataset | IterableDataset, vocab_size: int) -> PreTra
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Loads a tokenizer by folder, `tokenizer.json` file or hub name, with an end-of-text and a padding token."""
-    if Path(name, "tokenizer.json").is_file() and not Path(name, "tokenizer_config.json").is_file():
-        name = str(Path(name, "tokenizer.json"))
-    if name.endswith(".json"):
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=name)
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    # Padding must not look like the end of a text, or fine-tuning with masked padding unlearns to stop.
+    """
+    Loads a tokenizer by folder, `tokenizer.json` file or hub name, and adds missing end-of-text and padding tokens.
+
+    Raises:
+        ValueError: no such tokenizer.
+    """
+    file = Path(name, "tokenizer.json")
+    if file.is_file() and not Path(name, "tokenizer_config.json").is_file():
+        name = str(file)
+    try:
+        is_file = name.endswith(".json")
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=name) if is_file else AutoTokenizer.from_pretrained(name)
+    except OSError as error:
+        raise ValueError(
+            f"`tokenizer_name`={name!r} is neither a folder with a tokenizer.json nor an available hub tokenizer "
+            f"({str(error).splitlines()[0]}); leave it out to train one on the corpus."
+        ) from None
+    # If padding looked like the end of a text, fine-tuning with masked padding would unlearn to stop.
     defaults = {"eos_token": END_OF_TEXT, "bos_token": tokenizer.eos_token or END_OF_TEXT, "pad_token": PAD}
     missing = {key: token for key, token in defaults.items() if getattr(tokenizer, key) is None}
     tokenizer.add_special_tokens(missing)
     return tokenizer
 
 
-@dataclass
-class Blocks:
-    """
-    Token blocks ready for `Trainer`.
-
-    Attributes:
-        train, validation: rows of `input_ids` and `labels` (each `block_size` long) and, if documents are kept apart,
-            `position_ids`.
-        validation_bytes_per_token (`float`): UTF-8 bytes of the validation stories over their tokens, the token that
-            separates stories counted: what turns nats a token into bits a byte.
-        label_shift (`int`): how many places after the logits that predict it a label stands.
-    """
-
-    train: Dataset | IterableDataset
-    validation: Dataset
-    validation_bytes_per_token: float
-    label_shift: int = 1
-
-
 def make_blocks(texts: DatasetDict, tokenizer: PreTrainedTokenizerBase, arguments: DataArguments) -> Blocks:
     """
     Tokenises `<|endoftext|> story <|endoftext|> story ...` and cuts the stream into blocks of `block_size` tokens.
 
-    The token before a story is its position 0 when documents are kept apart; it is also the target of the last token
-    of the story before, so every token is predicted from its own story. What is left at the end of the corpus, less
-    than a block, is dropped.
+    With `keep_documents_apart`, the token before a story has position 0. It is also the target of the last token of
+    the story before, so that every token is predicted from its own story. The end of the corpus, shorter than a block,
+    is dropped.
 
     Raises:
         ValueError: a part shorter than one block.
@@ -317,7 +334,7 @@ def make_blocks(texts: DatasetDict, tokenizer: PreTrainedTokenizerBase, argument
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
 
     def tokenise(rows: dict[str, list]) -> dict[str, list]:
-        # A text that happens to hold "<|endoftext|>" does not end there.
+        # A text that contains "<|endoftext|>" does not end there.
         options = {"add_special_tokens": False, "return_attention_mask": False, "split_special_tokens": True}
         rows_of_ids = tokenizer(rows["text"], **options)["input_ids"]
         num_bytes = [len(text.encode("utf-8")) for text in rows["text"]]
@@ -337,7 +354,7 @@ def make_blocks(texts: DatasetDict, tokenizer: PreTrainedTokenizerBase, argument
         in_memory = isinstance(rows, Dataset)
         progress = {"num_proc": arguments.preprocessing_num_workers, "desc": f"Tokenising {part}"} if in_memory else {}
         tokens = rows.map(tokenise, batched=True, remove_columns=["text"], **progress)
-        # Blocks run on over this many stories; the stream of a batch loses less than a block at its end.
+        # Blocks are cut from batches of this many stories; each batch drops less than a block at its end.
         progress = {"desc": f"Cutting {part} into blocks"} if in_memory else {}
         blocks = tokens.map(cut, batched=True, batch_size=20000, remove_columns=["ids", "num_bytes"], **progress)
         if in_memory and len(blocks) == 0:
@@ -348,16 +365,27 @@ def make_blocks(texts: DatasetDict, tokenizer: PreTrainedTokenizerBase, argument
         parts[part] = (tokens, blocks)
     tokens, _ = parts["validation"]
     bytes_per_token = sum(tokens["num_bytes"]) / sum(map(len, tokens["ids"]))
-    return Blocks(parts["train"][1], parts["validation"][1], bytes_per_token)
+    return Blocks(
+        train=parts["train"][1],
+        validation=parts["validation"][1],
+        vocab_size=len(tokenizer),
+        validation_bytes_per_token=bytes_per_token,
+        card=describe_corpus(arguments.dataset_name),
+    )
 
 
-def load_table(arguments: DataArguments, seed: int) -> tuple[PreTrainedTokenizerFast, Blocks]:
-    """The tokenizer and the two splits of a table; the bytes are those of the answers, which alone are scored."""
-    options = {"modulus": arguments.modulus, "train_fraction": arguments.train_fraction, "seed": seed}
-    splits = make_arithmetic(arguments.dataset_name, **options)
-    answers = [str(labels[-1]) for labels in splits["validation"]["labels"]]
-    tokenizer = make_tokenizer(arguments.dataset_name, arguments.modulus)
-    return tokenizer, Blocks(**splits, validation_bytes_per_token=sum(map(len, answers)) / len(answers), label_shift=0)
+def describe_corpus(name: str) -> CardFacts:
+    """What a model card says about a corpus of text."""
+    is_local = Path(name).exists()
+    return CardFacts(
+        name=Path(name).name if is_local else name,
+        example='"Once upon a time", max_new_tokens=100',
+        explanation="Bits per byte are comparable between tokenizers; nats per token and perplexity are not.",
+        limits="A small model for research on architectures, not for use with people. It knows its training text and "
+        "nothing else, invents freely, and repeats the biases of that text.",
+        hub_name=name if "/" in name and not is_local else None,
+        language=LANGUAGES.get(name),
+    )
 
 
 def positions_within_documents(block: list[int], start: int) -> list[int]:

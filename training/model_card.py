@@ -1,4 +1,4 @@
-"""The model card that every saved model carries, rendered from `hub_cards/template.md`."""
+"""Renders the model card that goes into every saved folder, from `hub_cards/template.md`."""
 
 import math
 import subprocess
@@ -7,6 +7,8 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
+
+from training.tasks import CardFacts
 
 
 ROOT = Path(__file__).parent.parent
@@ -17,35 +19,20 @@ DESCRIPTIONS = {
         "(PRISM, arXiv 2601.15540)."
     ),
     "momentum": (
-        "A causal language model with Llama's body and parameters whose queries and keys are sheared along the text: "
-        "to each, gamma times its change since the previous token is added, without new parameters or a larger "
-        "key-value cache (Momentum Attention, arXiv 2602.04902)."
+        "A causal language model with Llama's body and parameters, whose queries and keys are sheared along the text: "
+        "each adds gamma times its change since the previous token, without new parameters or a larger key-value "
+        "cache (Momentum Attention, arXiv 2602.04902)."
     ),
     "spherical": (
-        "A causal language model whose residual stream is normalised after every addition, by default to length 1, "
-        "and whose logits are by default scaled cosines with the rows of the unembedding; attention is softmax, or a "
+        "A causal language model whose residual stream is normalised after every addition, by default to length 1. "
+        "By default its logits are scaled cosines with the rows of the unembedding. Attention is softmax, or a "
         "running mean without keys (Spherical, arXiv 2603.05228)."
     ),
 }
-LIMITS = (
-    "A small model for research on architectures, not for use with people. It knows its training text and nothing "
-    "else, invents freely, and repeats the biases of that text."
-)
-# What the card's pipeline is called with.
-EXAMPLE = '"Once upon a time", max_new_tokens=100'
-EXPLANATION = "Bits per byte are comparable between tokenizers; nats a token and perplexity are not."
-TABLE_LIMITS = (
-    "A small model for research on how networks learn. It knows one table and nothing else: it reads the three tokens "
-    "`a b =`, and answers any question with one of its numbers, right or wrong."
-)
-# The metrics of a table, as its card calls them.
-TABLE_METRICS = {"next_token_accuracy": "accuracy", "nats_per_token": "nats_per_answer"}
-# Corpora whose language is known.
-LANGUAGES = {"stories": "en", "roneneldan/TinyStories": "en"}
 
 
 def code_revision() -> str:
-    """The git revision of this checkout, marked if files have changed since; "unknown" outside a checkout."""
+    """The git revision of this checkout, marked if files differ from it; "unknown" outside a checkout."""
     git = ["git", "-C", str(ROOT)]
     try:
         revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
@@ -56,7 +43,7 @@ def code_revision() -> str:
 
 
 def name_only(value):
-    """What of a setting may be published: an absolute path only by its last part, for it tells of somebody's disk."""
+    """Replaces an absolute path by its last part, because a card that kept it would publish a local path."""
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
@@ -67,8 +54,7 @@ def render_model_card(
     tokens_seen: int,
     evaluated_at: int | None,
     metrics: dict[str, float],
-    dataset: str,
-    split_sizes: tuple[int, int] | None,
+    data: CardFacts,
     init_from: str | None,
     command: list[str],
     recipe: dict,
@@ -77,60 +63,35 @@ def render_model_card(
     Renders the card of a model.
 
     Args:
-        repo_id (`str`): where the card's code loads the model from: a hub name, or a folder.
-        step (`int`): optimiser steps so far.
-        tokens_seen (`int`): tokens read in them, over all processes.
+        repo_id (`str`): the hub name or folder from which the card's code loads the model.
+        step (`int`): number of optimizer steps.
+        tokens_seen (`int`): number of tokens read by all processes.
         evaluated_at (`int`, *optional*): the step of the last evaluation, if there was one.
-        metrics (`dict[str, float]`): its metrics by name.
-        dataset (`str`): what the model was trained on, as the recipe names it.
-        split_sizes (`tuple[int, int]`, *optional*): pairs in training and in the test, if that is a table.
+        metrics (`dict[str, float]`): the metrics of that evaluation.
+        data (`CardFacts`): what the card says about the data.
         init_from (`str`, *optional*): the model that was fine-tuned, if one was.
-        command (`list[str]`): what was run, word by word.
-        recipe (`dict`): every setting of the run that decides its result.
+        command (`list[str]`): the command, word by word.
+        recipe (`dict`): every setting that decides the result of the run.
     """
-    is_local = Path(dataset).exists()
-    dataset_name = Path(dataset).name if is_local else dataset
-    task, example, explanation, limits = "text-generation", EXAMPLE, EXPLANATION, LIMITS
-    if split_sizes:
-        num_train, num_test = split_sizes
-        num_elements = math.isqrt(num_train + num_test)
-        dataset_name = (
-            "composition of the permutations of S5" if dataset == "s5" else f"{dataset} modulo {num_elements}"
-        )
-        task, limits = "other", TABLE_LIMITS
-        # The pipeline sets the answer right behind the question; after it there is nothing.
-        example = f'"{3 % num_elements} {4 % num_elements} = ", max_new_tokens=1, do_sample=False'
-        explanation = (
-            f"The table has {num_train + num_test:,} pairs: {num_train:,} of them (`train_fraction` "
-            f"{recipe['train_fraction']}), drawn with `seed` {recipe['seed']}, were trained on; the test is the other "
-            f"{num_test:,}. Chance is an accuracy of about {1 / num_elements:.4f}."
-        )
-        metrics = {called: metrics[name] for name, called in TABLE_METRICS.items() if name in metrics}
+    if data.metrics:
+        metrics = {called: metrics[name] for name, called in data.metrics.items() if name in metrics}
     results = [
-        EvalResult(
-            task, "table" if split_sizes else "text", dataset_name, metric_type=name, metric_value=round(value, 5)
-        )
+        EvalResult(data.task, data.data_type, data.name, metric_type=name, metric_value=round(value, 5))
         for name, value in metrics.items()
         if math.isfinite(value)
     ]
     card_data = ModelCardData(
         library_name="transformers",
-        pipeline_tag=None if split_sizes else task,
-        language=LANGUAGES.get(dataset),
+        pipeline_tag=None if data.task == "other" else data.task,
+        language=data.language,
         tags=["white-box", model.config.model_type],
-        datasets=[dataset] if "/" in dataset and not is_local else None,
+        datasets=[data.hub_name] if data.hub_name else None,
         base_model=init_from if init_from and not Path(init_from).exists() else None,
         model_name=Path(repo_id).name,
         eval_results=results or None,
     )
     rows = [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in metrics.items()]
-    table = (
-        "\n".join(
-            [f"| {'test' if split_sizes else 'validation'}, after {evaluated_at:,} steps | |", "| --- | --- |", *rows]
-        )
-        if rows
-        else None
-    )
+    table = [f"| {data.evaluated_on}, after {evaluated_at:,} steps | |", "| --- | --- |", *rows] if rows else []
     recipe = {name: name_only(value) for name, value in recipe.items()}
     return ModelCard.from_template(
         card_data,
@@ -140,7 +101,7 @@ def render_model_card(
         model_type=model.config.model_type,
         parameters=f"{model.num_parameters():,}",
         context=getattr(model.config, "max_position_embeddings", "any number of"),
-        dataset=dataset_name,
+        dataset=data.name,
         start=f"fine-tuned from {name_only(init_from)}" if init_from else "trained from scratch",
         step=f"{step:,}",
         tokens_seen=f"{tokens_seen:,}",
@@ -148,9 +109,9 @@ def render_model_card(
         revision=code_revision(),
         repo_id=repo_id,
         custom_code=model.config.model_type in DESCRIPTIONS,
-        results=table or "Not evaluated yet.",
+        results="\n".join(table) or "Not evaluated yet.",
         recipe=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip(),
-        example=example,
-        explanation=explanation,
-        limits=limits,
+        example=data.example,
+        explanation=data.explanation,
+        limits=data.limits,
     )

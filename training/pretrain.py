@@ -1,5 +1,5 @@
 """
-Trains a causal language model from a recipe, with the stock `Trainer`.
+Trains a causal language model from a recipe with the stock `Trainer`.
 
 ```bash
 python -m training.pretrain configuration/recipes/quickstart.yaml
@@ -7,8 +7,8 @@ python -m training.pretrain configuration/recipes/tinystories_50m.yaml --learnin
 accelerate launch --config_file configuration/accelerate/ddp.yaml -m training.pretrain RECIPE
 ```
 
-Any option of the recipe can be given again on the command line, after it, where it wins. A stopped run goes on from
-its last complete checkpoint when the same command is given again.
+Command-line options after the recipe override it. The same command resumes a stopped run from its last complete
+checkpoint.
 """
 
 import contextlib
@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
-from datasets import DatasetDict
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -41,8 +40,14 @@ from transformers import (
 
 import modeling_prism  # noqa: F401  (registers the architectures)
 from modeling_prism import PrismConfig
-from training.callbacks import NoiseCoefficientCallback, SampleStoryCallback, ThroughputCallback
-from training.data import DataArguments, load_table, load_texts, load_tokenizer, make_blocks, train_tokenizer
+from training.callbacks import (
+    NOISE_COEFFICIENT_END,
+    NOISE_COEFFICIENT_START,
+    NoiseCoefficientCallback,
+    SampleStoryCallback,
+    ThroughputCallback,
+)
+from training.data import DataArguments, load_data
 from training.flops import training_flops_per_token
 from training.metrics import language_modeling_metrics, score_tokens
 from training.model_card import code_revision, render_model_card
@@ -54,7 +59,7 @@ from training.resume import (
     last_complete_checkpoint,
     write_json,
 )
-from training.tasks.arithmetic import reads_a_table
+from training.tasks import CardFacts
 
 
 logger = logging.getLogger(__name__)
@@ -62,44 +67,53 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class ModelArguments:
-    """Which model."""
+    """Options for the model."""
 
     model_config: str | None = field(
-        default=None, metadata={"help": "Folder or hub name with a config.json: train this model from scratch."}
+        default=None, metadata={"help": "Folder or hub name with a config.json: train a new model."}
     )
     init_from: str | None = field(
-        default=None, metadata={"help": "Folder or hub name of a trained model: fine-tune it with its tokenizer."}
+        default=None, metadata={"help": "Folder or hub name of a model to fine-tune, with its tokenizer."}
     )
     config_overrides: str | None = field(
         default=None, metadata={"help": "Changes to the config, 'key=value,key=value'."}
     )
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "'eager', 'sdpa', 'flash_attention_2' or 'flex_attention'. Default: the best."}
+        default=None, metadata={"help": "'eager', 'sdpa', 'flash_attention_2' or 'flex_attention'."}
     )
 
 
 @dataclass
 class PretrainArguments(TrainingArguments):
-    """`TrainingArguments` and what this command adds to them."""
+    """`TrainingArguments` and the options that this command adds."""
 
     noise_coefficient_start: float | None = field(
         default=None,
-        metadata={"help": "Prism's lambda at the first step. Default: 0.01; with `init_from`, that of the model."},
+        metadata={
+            "help": f"Prism's lambda at the first step. Default: {NOISE_COEFFICIENT_START}, or the trained model's."
+        },
     )
     noise_coefficient_end: float | None = field(
         default=None,
-        metadata={"help": "Prism's lambda at the last step. Default: 0.10; with `init_from`, that of the model."},
+        metadata={
+            "help": f"Prism's lambda at the last step. Default: {NOISE_COEFFICIENT_END}, or the trained model's."
+        },
     )
     decay_all_parameters: bool = field(
         default=False,
-        metadata={"help": "Weight decay on norms, biases and embeddings too, as grokking is published."},
+        metadata={"help": "Apply weight decay to norms, biases and embeddings too, as published for grokking."},
     )
     sample_prompt: str = field(
-        default="Once upon a time", metadata={"help": "Beginning of the story told at every evaluation."}
+        default="Once upon a time", metadata={"help": "Start of the story told at every evaluation."}
     )
-    sample_max_new_tokens: int = field(default=150, metadata={"help": "Length of that story in tokens; 0: none."})
+    sample_max_new_tokens: int = field(
+        default=150, metadata={"help": "Length of that story in tokens; 0 for no story."}
+    )
     include_num_input_tokens_seen: bool = field(
-        default=True, metadata={"help": "Trainer counts the tokens that it reads: the results report them."}
+        default=True, metadata={"help": "Must stay true: the results report the number of tokens."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay false: the model reads every column of a block."}
     )
 
     def __post_init__(self):
@@ -109,7 +123,7 @@ class PretrainArguments(TrainingArguments):
         if not isinstance(self.max_steps, int) or self.max_steps == 0 or self.num_train_epochs <= 0:
             raise ValueError(
                 f"`max_steps`={self.max_steps} with `num_train_epochs`={self.num_train_epochs} trains nothing: give a "
-                "positive whole number of steps, or -1 and a positive number of epochs."
+                "positive integer number of steps, or -1 and a positive number of epochs."
             )
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
@@ -117,17 +131,22 @@ class PretrainArguments(TrainingArguments):
         if self.include_num_input_tokens_seen is not True:
             raise ValueError(
                 f"`include_num_input_tokens_seen`={self.include_num_input_tokens_seen!r} would leave the results "
-                "without the number of tokens read: leave it out."
+                "without the number of tokens: leave it out."
+            )
+        if self.remove_unused_columns is not False:
+            raise ValueError(
+                f"`remove_unused_columns`={self.remove_unused_columns!r} would drop `shift_labels`, without which a "
+                "lookup table trains on wrong labels: leave it out."
             )
         super().__post_init__()
 
 
 class PretrainTrainer(Trainer):
     """
-    The stock `Trainer`, but whatever it saves or pushes carries the project's model card, and logs carry lambda.
+    The stock `Trainer`. Saved and pushed folders get the project's model card, and logs record lambda.
 
     Args:
-        card (`dict`): what `render_model_card` needs beyond the model and the state of the run.
+        card (`dict`): arguments of `render_model_card` beyond the model and the state of the run.
     """
 
     def __init__(self, *args, card: dict, **kwargs):
@@ -145,8 +164,8 @@ class PretrainTrainer(Trainer):
         super().log(logs, start_time)
 
     def last_evaluation(self) -> dict[str, float]:
-        """The last evaluation: its `step` (`None` if there was none) and its metrics by name."""
-        evaluation = next((log for log in reversed(self.state.log_history) if "eval_bits_per_byte" in log), {})
+        """The last evaluation: its `step` (`None` without an evaluation) and its metrics by name."""
+        evaluation = next((log for log in reversed(self.state.log_history) if f"eval_{METRICS[0]}" in log), {})
         return {"step": evaluation.get("step"), **{name: evaluation[f"eval_{name}"] for name in METRICS if evaluation}}
 
     def _save(self, output_dir: str | None = None, state_dict=None):
@@ -169,7 +188,7 @@ class PretrainTrainer(Trainer):
         card.save(Path(output_dir or self.args.output_dir, "README.md"))
 
     def _push_from_checkpoint(self, checkpoint_folder: str):
-        # `Trainer` pushes weights and config from here; the config names model files, which must be there too.
+        # `Trainer` pushes weights and config from here. The config names model files, which must be there too.
         for file in (*Path(checkpoint_folder).glob("*.py"), Path(checkpoint_folder, "README.md")):
             shutil.copy(file, self.args.output_dir)
         super()._push_from_checkpoint(checkpoint_folder)
@@ -181,20 +200,20 @@ ARGUMENTS = (ModelArguments, DataArguments, PretrainArguments)
 
 
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, PretrainArguments]:
-    """Reads a recipe (first argument, optional) and command-line options, which win. Unknown keys are refused."""
+    """Reads an optional recipe, the first argument, and options that override it. Refuses unknown keys."""
     parser = HfArgumentParser(ARGUMENTS, prog="python -m training.pretrain", allow_abbrev=False)
     if argv and not argv[0].startswith("-"):
         recipe_file, *argv = argv
         if not Path(recipe_file).is_file():
             raise ValueError(
-                f"There is no recipe {recipe_file!r}; those of the project are in configuration/recipes/."
+                f"There is no recipe {recipe_file!r}; the project's recipes are in configuration/recipes/."
             )
         try:
             recipe = yaml.safe_load(Path(recipe_file).read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"The recipe {recipe_file!r} is not valid YAML: {error}") from None
         if not isinstance(recipe, dict):
-            raise ValueError(f"The recipe {recipe_file!r} must hold `key: value` lines, one option each.")
+            raise ValueError(f"The recipe {recipe_file!r} must consist of `key: value` lines, one per option.")
         known = {entry.name for arguments in ARGUMENTS for entry in dataclasses.fields(arguments) if entry.init}
         for key in recipe.keys() - known:
             close = difflib.get_close_matches(key, known, n=1)
@@ -204,11 +223,13 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Pre
     return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
 
 
-def load_config(arguments: ModelArguments, table_vocab_size: int | None = None) -> PreTrainedConfig:
+def load_config(arguments: ModelArguments, vocab_size: int | None = None) -> PreTrainedConfig:
     """
-    Reads the config of the model to train and applies the overrides.
+    Reads the config of the model and applies the overrides.
 
-    A new model of a table has as many tokens as the table, `table_vocab_size`, unless an override says otherwise.
+    Args:
+        vocab_size (`int`, *optional*): number of tokens if the data decide it. A new model gets as many, unless an
+            override sets another number.
     """
     if bool(arguments.model_config) == bool(arguments.init_from):
         raise ValueError(
@@ -221,58 +242,54 @@ def load_config(arguments: ModelArguments, table_vocab_size: int | None = None) 
         config = AutoConfig.from_pretrained(source)
     except OSError as error:
         raise ValueError(
-            f"`{option}`={source!r} is neither a folder with a config.json nor a model that the hub would give "
+            f"`{option}`={source!r} is neither a folder with a config.json nor an available hub model "
             f"({str(error).splitlines()[0]}); the project's presets are in configuration/models/."
         ) from None
     text = arguments.config_overrides or ""
-    wanted = None if arguments.init_from or "vocab_size" in parse_overrides(text) else table_vocab_size
-    if wanted is not None and wanted != config.vocab_size:
-        logger.info("`vocab_size` is %d, the tokens of the table, and not %d.", wanted, config.vocab_size)
-        text = f"vocab_size={wanted},{text}"
+    is_fixed = bool(arguments.init_from) or "vocab_size" in parse_overrides(text)
+    if vocab_size not in (None, config.vocab_size) and not is_fixed:
+        logger.info("Using `vocab_size`=%d, as many tokens as the data have, not %d.", vocab_size, config.vocab_size)
+        text = f"vocab_size={vocab_size},{text}"
     return override_config(config, source, text)
 
 
 def override_config(config: PreTrainedConfig, source: str, text: str) -> PreTrainedConfig:
-    """The config that was read from `source`, with the fields of `text` ('key=value,key=value') set otherwise."""
+    """Returns the config read from `source` with the overrides in `text`, 'key=value,key=value'."""
     overrides = parse_overrides(text)
     for key in overrides:
         if not hasattr(config, key):
             raise ValueError(f"`config_overrides` names `{key}`, which a {config.model_type} config does not have.")
     if overrides:
-        # From the file again, so that values derived from the overridden ones are derived anew.
+        # Start from the file again, so that derived values follow the overrides.
         values, _ = PreTrainedConfig.get_config_dict(source)
         config = AutoConfig.for_model(**{**values, **overrides})
     return config
 
 
 def parse_overrides(text: str) -> dict:
-    """Reads 'key=value,key=value': numbers, true, false and null as such, anything else as text."""
+    """Parses 'key=value,key=value'. Values are numbers, true, false, null, or text."""
     overrides = {}
     for entry in filter(None, text.split(",")):
         key, separator, value = entry.partition("=")
         if not separator:
             raise ValueError(f"`config_overrides`={text!r} has {entry!r}, which is not of the form key=value.")
         value = yaml.safe_load(value)
-        # YAML wants a point in every float; people write 1e-2.
+        # YAML reads 1e-2, without a point, as text.
         with contextlib.suppress(TypeError, ValueError):
             value = float(value) if isinstance(value, str) else value
         overrides[key.strip()] = value
     return overrides
 
 
-def check_sizes(config: PreTrainedConfig, tokenizer_size: int, block_size: int, is_table: bool = False) -> None:
-    """Refuses blocks or vocabularies that the model cannot hold."""
-    if is_table and tokenizer_size > config.vocab_size:
+def check_sizes(config: PreTrainedConfig, vocab_size: int | None, block_size: int) -> None:
+    """Refuses blocks and vocabularies that do not fit the model; a `vocab_size` of `None` is not known yet."""
+    if vocab_size is not None and vocab_size > config.vocab_size:
         raise ValueError(
-            f"The table has {tokenizer_size} tokens but the model only `vocab_size`={config.vocab_size}: train a new "
-            "model (`model_config`) and leave `vocab_size` out of `config_overrides`, it is taken from the table."
+            f"The data have {vocab_size} tokens, but the model has only `vocab_size`={config.vocab_size}: train a new "
+            f"model with `--config_overrides vocab_size={vocab_size}`, or lower `tokenizer_vocab_size` if the "
+            "tokenizer is trained on text."
         )
-    if tokenizer_size > config.vocab_size:
-        raise ValueError(
-            f"The tokenizer has {tokenizer_size} tokens but the model only `vocab_size`={config.vocab_size}: choose "
-            f"`tokenizer_vocab_size` at most {config.vocab_size}, or `--config_overrides vocab_size={tokenizer_size}`."
-        )
-    # Some architectures have no limit.
+    # Some architectures have no such limit.
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and block_size > limit:
         raise ValueError(
@@ -284,7 +301,7 @@ def check_sizes(config: PreTrainedConfig, tokenizer_size: int, block_size: int, 
 def build_model(
     arguments: ModelArguments, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
-    """Builds or loads the model and gives it the tokenizer's special tokens."""
+    """Builds or loads the model and sets the tokenizer's special tokens in its configs."""
     options = {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, name, getattr(tokenizer, name))
@@ -297,54 +314,22 @@ def build_model(
     return model
 
 
-def get_tokenizer(
-    name: str | None, data_arguments: DataArguments, training_arguments: PretrainArguments, texts: DatasetDict
-) -> PreTrainedTokenizerBase:
-    """The tokenizer of this run: the one named, what the main process has just saved, or a new one."""
-    if name is None and not training_arguments.should_save and Path(training_arguments.output_dir).is_dir():
-        name = training_arguments.output_dir
-    if name is None:
-        return train_tokenizer(texts["train"], data_arguments.tokenizer_vocab_size)
-    try:
-        return load_tokenizer(name)
-    except OSError as error:
-        raise ValueError(
-            f"`tokenizer_name`={name!r} is neither a folder with a tokenizer.json nor a tokenizer that the hub would "
-            f"give ({str(error).splitlines()[0]}); leave it out to train one on the corpus."
-        ) from None
-
-
 def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
-    """Trains, evaluates and saves one model; returns the closing table, which is also saved as results.json."""
+    """Trains, evaluates and saves one model; returns the closing table, which results.json holds too."""
     argv = sys.argv[1:] if argv is None else argv
     model_arguments, data_arguments, training_arguments = parse_arguments(argv)
     logging.basicConfig(level=logging.INFO if training_arguments.should_log else logging.WARNING)
     set_seed(training_arguments.seed)
 
-    if data_arguments.is_table and training_arguments.remove_unused_columns:
-        raise ValueError(
-            f"`remove_unused_columns`=True drops `shift_labels`, without which `dataset_name`="
-            f"{data_arguments.dataset_name!r} trains on wrong labels: give `--remove_unused_columns false`."
-        )
-    config = load_config(model_arguments, data_arguments.table_vocab_size)
-    brings_tokenizer = model_arguments.init_from or data_arguments.tokenizer_name
-    if model_arguments.init_from and data_arguments.tokenizer_name:
-        raise ValueError("`tokenizer_name` goes with a new model; with `init_from`, the model brings its tokenizer.")
-    if data_arguments.is_table:
-        check_sizes(config, data_arguments.table_vocab_size, data_arguments.block_size, is_table=True)
-    elif not brings_tokenizer:
-        check_sizes(config, data_arguments.tokenizer_vocab_size, data_arguments.block_size)
-    if data_arguments.streaming and training_arguments.max_steps <= 0:
-        raise ValueError("`streaming` reads a corpus whose length is not known before: give `max_steps`.")
-    if data_arguments.streaming and not brings_tokenizer and not data_arguments.num_train_stories:
-        raise ValueError(
-            "`streaming` with a new tokenizer would read the whole stream to train it: give `tokenizer_name`, or "
-            "`num_train_stories`."
-        )
+    check_combination(model_arguments, data_arguments, training_arguments)
+    config = load_config(model_arguments, data_arguments.vocab_size)
+    tokenizer_name = model_arguments.init_from or data_arguments.tokenizer_name
+    known_vocab_size = data_arguments.vocab_size or (None if tokenizer_name else data_arguments.tokenizer_vocab_size)
+    check_sizes(config, known_vocab_size, data_arguments.block_size)
     output_dir = Path(training_arguments.output_dir)
     run = describe_run(model_arguments, data_arguments, training_arguments, config)
 
-    # Folders are shared between processes, on a cluster through a file system that all machines see.
+    # Processes share folders, on a cluster through a file system that all machines see.
     with training_arguments.main_process_first(local=False, desc="reading and tokenising the corpus"):
         check_output_dir(output_dir, run)
         if (output_dir / RESULTS_FILE).is_file():
@@ -355,24 +340,24 @@ def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
         checkpoint = training_arguments.resume_from_checkpoint or last_complete_checkpoint(output_dir)
         if checkpoint:
             check_checkpoint(checkpoint, config)
-        if data_arguments.is_table:
-            tokenizer, blocks = load_table(data_arguments, training_arguments.seed)
-        else:
-            texts = load_texts(data_arguments)
-            tokenizer_name = checkpoint or model_arguments.init_from or data_arguments.tokenizer_name
-            tokenizer = get_tokenizer(tokenizer_name, data_arguments, training_arguments, texts)
-            blocks = make_blocks(texts, tokenizer, data_arguments)
-        check_sizes(config, len(tokenizer), data_arguments.block_size, data_arguments.is_table)
-        if len(tokenizer) < config.vocab_size and training_arguments.should_log:
+        tokenizer_name = checkpoint or tokenizer_name
+        # The main process has just saved the tokenizer that it trained.
+        if tokenizer_name is None and not training_arguments.should_save and output_dir.is_dir():
+            tokenizer_name = str(output_dir)
+        tokenizer, blocks = load_data(data_arguments, training_arguments.seed, tokenizer_name)
+        check_sizes(config, blocks.vocab_size, data_arguments.block_size)
+        unused = config.vocab_size - blocks.vocab_size
+        if unused and training_arguments.should_log:
             logger.warning(
-                "The model has `vocab_size`=%d but the tokenizer %d tokens: %d rows are never used.",
-                *(config.vocab_size, len(tokenizer), config.vocab_size - len(tokenizer)),
+                "The model has `vocab_size`=%d, but the tokenizer has %d tokens: %d rows are never used.",
+                *(config.vocab_size, blocks.vocab_size, unused),
             )
         model = build_model(model_arguments, config, tokenizer)
         if training_arguments.should_save:
             begin_run(output_dir, run, tokenizer)
 
     throughput = ThroughputCallback()
+    callbacks = make_callbacks(model_arguments, training_arguments, model, tokenizer, blocks.card)
     trainer = PretrainTrainer(
         model=model,
         args=training_arguments,
@@ -382,10 +367,9 @@ def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
         data_collator=default_data_collator,
         compute_metrics=language_modeling_metrics(blocks.validation_bytes_per_token, blocks.label_shift),
         preprocess_logits_for_metrics=functools.partial(score_tokens, shift=blocks.label_shift),
-        callbacks=[throughput, *make_callbacks(model_arguments, training_arguments, model, tokenizer)],
+        callbacks=[throughput, *callbacks],
         card={
-            "dataset": data_arguments.dataset_name,
-            "split_sizes": (len(blocks.train), len(blocks.validation)) if data_arguments.is_table else None,
+            "data": blocks.card,
             "init_from": model_arguments.init_from,
             "command": ["python", "-m", "training.pretrain", *argv],
             "recipe": run,
@@ -417,22 +401,36 @@ def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
     return result
 
 
+def check_combination(model: ModelArguments, data: DataArguments, training: PretrainArguments) -> None:
+    """Refuses, with a `ValueError`, options that contradict each other."""
+    if model.init_from and data.tokenizer_name:
+        raise ValueError("`tokenizer_name` is for a new model; with `init_from`, the model brings its tokenizer.")
+    if data.streaming and training.max_steps <= 0:
+        raise ValueError("`streaming` reads a corpus of unknown length: give `max_steps`.")
+    if data.streaming and not (model.init_from or data.tokenizer_name or data.num_train_stories):
+        raise ValueError(
+            "`streaming` with a new tokenizer would read the whole stream to train it: give `tokenizer_name`, or "
+            "`num_train_stories`."
+        )
+
+
 def make_callbacks(
     model_arguments: ModelArguments,
     training_arguments: PretrainArguments,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    card: CardFacts,
 ) -> list[TrainerCallback]:
-    """lambda's schedule, for Prism, and the story at every evaluation."""
+    """Makes the callback for lambda, if the model has one, and the one for the story, if it can tell one."""
     callbacks = []
     if hasattr(model, "set_noise_coefficient"):
-        # A model to fine-tune keeps the lambda it was saved with, unless told otherwise.
-        saved = [model.config.noise_coefficient] * 2 if model_arguments.init_from else [0.01, 0.10]
-        given = [training_arguments.noise_coefficient_start, training_arguments.noise_coefficient_end]
-        start, end = (default if value is None else value for value, default in zip(given, saved))
-        callbacks.append(NoiseCoefficientCallback(start, end))
-    # A table has no stories.
-    if training_arguments.sample_max_new_tokens > 0 and not reads_a_table(tokenizer):
+        # A fine-tuned model keeps its lambda by default.
+        own = model.config.noise_coefficient if model_arguments.init_from else None
+        defaults = (NOISE_COEFFICIENT_START, NOISE_COEFFICIENT_END) if own is None else (own, own)
+        given = (training_arguments.noise_coefficient_start, training_arguments.noise_coefficient_end)
+        schedule = (default if value is None else value for value, default in zip(given, defaults))
+        callbacks.append(NoiseCoefficientCallback(*schedule))
+    if training_arguments.sample_max_new_tokens > 0 and card.task == "text-generation":
         file = Path(training_arguments.output_dir, "samples.jsonl")
         prompt, length = training_arguments.sample_prompt, training_arguments.sample_max_new_tokens
         callbacks.append(SampleStoryCallback(tokenizer, prompt, length, file))
@@ -440,7 +438,7 @@ def make_callbacks(
 
 
 def train(trainer: Trainer, checkpoint: str | None) -> None:
-    """Trains to the end, from `checkpoint` if there is one; a checkpoint of the last step is only loaded."""
+    """Trains to the end, from `checkpoint` if there is one. A checkpoint of the last step is only loaded."""
     state = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json"))) if checkpoint else None
     if state is None or state.global_step < state.max_steps:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -454,7 +452,7 @@ def train(trainer: Trainer, checkpoint: str | None) -> None:
 
 
 def print_table(result: dict[str, float | int | str]) -> None:
-    """Prints the closing table of a run."""
+    """Prints the results of a run."""
     width = max(map(len, result))
     print("\n" + "-" * 60)
     for name, value in result.items():

@@ -1,4 +1,4 @@
-"""Which run an output folder holds, and from where it goes on."""
+"""Finds out which run an output folder holds, and the checkpoint to resume it from."""
 
 import dataclasses
 import json
@@ -15,15 +15,15 @@ from transformers.trainer_callback import TrainerState
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
-# Beginnings of the training options that may change when a run goes on: how it is logged, saved, sampled, pushed,
-# spread over hardware. All others decide its result.
+# Prefixes of the training options that a resumed run may change: logging, saving, sampling, pushing, hardware. All
+# others decide the result.
 HARMLESS_OPTIONS = (
     "_|accelerator_config|auto_find|dataloader_(num|persistent|pin|prefetch|multi|in_order)|ddp_|debug|deepspeed|disable_"
     "|distributed|do_|enable_|eval_|fsdp|full_determinism|gradient_accumulation|greater_|hub_|include_|label_names|liger"
     "|local_rank|log|logging|output_dir|parallelism|per_device|prediction_loss|project|push|remove_unused|report_to"
     "|restore_|resume_|run_name|sample_|save_|skip_memory|torch_empty|trackio|use_cache|use_cpu"
 )
-# What of a config says nothing about the architecture: where it came from, the tokenizer's, and what training sets.
+# Config fields that do not describe the architecture: the origin, the tokenizer's tokens, and what training sets.
 BOOKKEEPING = (
     "_name_or_path",
     "architectures",
@@ -41,7 +41,7 @@ BOOKKEEPING = (
 def describe_run(
     model_arguments, data_arguments, training_arguments: TrainingArguments, config: PreTrainedConfig
 ) -> dict:
-    """The settings that decide a run's result, as values that JSON and YAML can hold."""
+    """Returns the settings that decide a run's result, as values that JSON and YAML can hold."""
     batch = training_arguments.train_batch_size * training_arguments.gradient_accumulation_steps
     training = dataclasses.asdict(training_arguments)
     run = {
@@ -52,9 +52,9 @@ def describe_run(
         **{name: value for name, value in training.items() if not re.match(HARMLESS_OPTIONS, name)},
         "config": _architecture(config),
     }
-    # How many processes tokenise decides nothing.
+    # The number of tokenising processes decides nothing.
     del run["preprocessing_num_workers"]
-    # The same folder by another path is the same.
+    # Two paths to one folder are the same.
     for name in ("model_config", "init_from", "dataset_name", "validation_file", "tokenizer_name"):
         if run[name] and Path(run[name]).exists():
             run[name] = str(Path(run[name]).resolve())
@@ -72,7 +72,7 @@ def _architecture(config: PreTrainedConfig) -> dict:
 
 
 def check_output_dir(output_dir: Path, run: dict) -> None:
-    """Refuses, with a `ValueError`, a folder that holds another run or files of something else."""
+    """Raises `ValueError` for a folder that holds another run or other files."""
     if output_dir.is_file():
         raise ValueError(f"`output_dir`={str(output_dir)!r} is a file: name a folder.")
     if not output_dir.is_dir() or not any(output_dir.iterdir()):
@@ -80,23 +80,23 @@ def check_output_dir(output_dir: Path, run: dict) -> None:
     file = output_dir / RUN_FILE
     if not file.is_file():
         raise ValueError(
-            f"`output_dir`={str(output_dir)!r} is not empty and holds no run of this command: choose another one."
+            f"`output_dir`={str(output_dir)!r} is not empty and does not hold a run of this command: choose another."
         )
-    # Where a preset lies decides nothing beside what it says, `config`: a checkout may move.
+    # `config` describes a preset whose folder may have moved with the checkout.
     found, wanted = (
         {**described, "model_config": None} for described in (json.loads(file.read_text(encoding="utf-8")), run)
     )
     differences = _differences(found, wanted)
     if differences:
         raise ValueError(
-            f"`output_dir`={str(output_dir)!r} holds another run ({differences}): choose another `output_dir`, give "
-            "the settings of that run to go on with it, or delete the folder. To train a finished model further, give "
-            "it as `init_from` of a new run."
+            f"`output_dir`={str(output_dir)!r} holds another run ({differences}): choose another `output_dir`, repeat "
+            "that run's settings to resume it, or delete the folder. To train a finished model further, start a new "
+            "run with it as `init_from`."
         )
 
 
 def begin_run(output_dir: Path, run: dict, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Makes `output_dir` the folder of `run`, with its tokenizer, all at once or not at all; does nothing if it is."""
+    """Creates the folder of `run`, with its tokenizer, atomically; does nothing if it exists."""
     if (output_dir / RUN_FILE).is_file():
         return
     unfinished = output_dir.with_name(output_dir.name + ".unfinished")
@@ -109,7 +109,7 @@ def begin_run(output_dir: Path, run: dict, tokenizer: PreTrainedTokenizerBase) -
 
 
 def write_json(file: Path, content: dict) -> None:
-    """Writes a JSON file so that it is whole or not there, whenever the process is killed."""
+    """Writes a JSON file atomically: a killed process leaves no partial file."""
     unfinished = file.with_name(file.name + ".unfinished")
     unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(unfinished, file)
@@ -121,34 +121,34 @@ def _differences(found: dict, wanted: dict) -> str:
 
 
 def check_checkpoint(checkpoint: str, config: PreTrainedConfig) -> None:
-    """Refuses, with a `ValueError`, to go on from a checkpoint that is not whole or holds another model."""
+    """Raises `ValueError` for a checkpoint that is incomplete or holds another model."""
     if not _is_complete(Path(checkpoint)):
         raise ValueError(
-            f"`resume_from_checkpoint`={checkpoint!r} is not a complete checkpoint: leave the option out to go on "
-            "from the last complete one of `output_dir`."
+            f"`resume_from_checkpoint`={checkpoint!r} is not a complete checkpoint: leave the option out to resume "
+            "from the last complete one in `output_dir`."
         )
     differences = _differences(_architecture(AutoConfig.from_pretrained(checkpoint)), _architecture(config))
     if differences:
         raise ValueError(
-            f"`resume_from_checkpoint`={checkpoint!r} holds another model ({differences}): go on with that model, or "
-            "start a new run in another `output_dir`."
+            f"`resume_from_checkpoint`={checkpoint!r} holds another model ({differences}): resume with that model's "
+            "settings, or start a new run in another `output_dir`."
         )
 
 
 def last_complete_checkpoint(output_dir: Path) -> str | None:
-    """The newest checkpoint that was written to its end, or `None`."""
+    """Returns the newest complete checkpoint, or `None`."""
     steps = [re.fullmatch(r"checkpoint-(\d+)", folder.name) for folder in output_dir.glob("checkpoint-*")]
     for step in sorted((int(match[1]) for match in steps if match), reverse=True):
         folder = output_dir / f"checkpoint-{step}"
         if _is_complete(folder):
             return str(folder)
-        logger.warning("%s is incomplete (interrupted while saving): passing over it.", folder)
+        logger.warning("Skipping %s: it is incomplete, because the run stopped while saving it.", folder)
     return None
 
 
 def _is_complete(checkpoint: Path) -> bool:
-    # `Trainer` writes its state last, and deletes older checkpoints only after that. Without the optimiser
-    # (`save_only_model`) there is nothing to go on from.
+    # `Trainer` writes its state last and deletes older checkpoints only after that. A checkpoint without the optimizer
+    # (`save_only_model`) cannot be resumed.
     try:
         TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     except (OSError, ValueError, TypeError):

@@ -1,9 +1,9 @@
-"""Many small models of one shape, trained side by side as one program (`torch.func`).
+"""Trains many small models of one shape side by side as one program (`torch.func`).
 
-A `Stack` holds K models: their weights are stacked along a first axis, forward and backward pass run under `vmap` (or
-one model after the other), and AdamW works on the stacked weights with a learning rate, weight decay and betas for
-each model. Nothing passes between the models: each ends where it would have ended alone, up to rounding (tested).
-Models that are done can be dropped.
+A `Stack` holds K models and stacks their weights along a first axis. Forward and backward pass run under `vmap`, or
+one model after the other. AdamW updates the stacked weights with a learning rate, weight decay and betas per model.
+The models do not interact: each ends where it would have ended alone, up to rounding (tested). Finished models can be
+dropped.
 """
 
 import functools
@@ -16,26 +16,26 @@ from torch.func import functional_call, stack_module_state, vmap
 
 class Stack:
     """
-    K models of one architecture in training.
+    Trains K models of one architecture.
 
     Args:
-        models (`list[nn.Module]`): K modules that differ in the values of their parameters and buffers only. They are
-            copied; the modules themselves do not change.
+        models (`list[nn.Module]`): K modules that differ only in the values of their parameters and buffers. The stack
+            copies them and leaves them unchanged.
         loss (`Callable`): (forward, *batch) -> scalar, where `forward(*args, **kwargs)` calls one model and `batch`
-            are that model's tensors.
-        learning_rate, weight_decay, betas: AdamW's, one value for all models or one for each.
-        eps (`float`): AdamW's.
-        chunk_size (`int`, *optional*): how many models one call computes, where all at once are more than the
-            processor's caches hold; 1 computes one after the other, without `vmap`. Default: all.
-        compile (`bool`): whether the program is compiled, which takes a minute and wants a C++ compiler on a CPU.
+            holds that model's tensors.
+        learning_rate, weight_decay, betas: for AdamW, one value for all models or a list with one per model.
+        eps (`float`): for AdamW.
+        chunk_size (`int`, *optional*): number of models per call, for stacks larger than the processor's caches. 1
+            runs one model after the other, without `vmap`. Default: all.
+        compile (`bool`): whether to compile the program, which takes a minute and, on a CPU, a C++ compiler.
 
     Attributes:
         params (`dict[str, torch.Tensor]`): the weights, each (K, *shape).
         buffers (`dict[str, torch.Tensor]`): the buffers, each (K, *shape).
-        steps (`int`): steps taken.
+        steps (`int`): number of steps taken.
 
     Raises:
-        ValueError: no models, frozen parameters, or a list of another length than `models`.
+        ValueError: no models, frozen parameters, or a list whose length is not that of `models`.
     """
 
     def __init__(
@@ -55,7 +55,9 @@ class Stack:
             raise ValueError("`models` is empty: a stack needs at least one.")
         frozen = [name for name, value in models[0].named_parameters() if not value.requires_grad]
         if frozen:
-            raise ValueError(f"`models` have frozen parameters, which a stack would train: make buffers of {frozen}.")
+            raise ValueError(
+                f"`models` have frozen parameters, which a stack would train: turn {frozen} into buffers."
+            )
         self.module = models[0]
         self.params, self.buffers = stack_module_state(models)
         self.params = {name: value.detach() for name, value in self.params.items()}
@@ -66,7 +68,7 @@ class Stack:
         self.compile = compile
         self.eps = eps
         betas = betas if isinstance(betas, list) else [betas] * count
-        # float64, as torch.optim keeps its numbers.
+        # In float64, as in torch.optim.
         self.hyperparameters = {
             "learning_rate": self._one_each("learning_rate", learning_rate, count),
             "weight_decay": self._one_each("weight_decay", weight_decay, count),
@@ -85,7 +87,7 @@ class Stack:
         return len(self.hyperparameters["learning_rate"])
 
     def _losses_of(self, loss: Callable, compile: bool) -> Callable:
-        """The losses (K,) of stacked weights, buffers and batch."""
+        """Returns the function from stacked weights, buffers and batch to the losses (K,)."""
         wrap = functools.partial(torch.compile, dynamic=False) if compile else lambda program: program
 
         def one(params, buffers, *batch):
@@ -95,10 +97,12 @@ class Stack:
             return wrap(vmap(one, randomness="different", chunk_size=self.chunk_size))
         one = wrap(one)
 
-        # Nothing to batch over: the kernels of a single model are faster than those of a batch of one.
+        # The kernels of a single model are faster than those of a batch of one.
         def one_by_one(params, buffers, *batch):
             if any(len(part) != len(self) for part in batch):
-                raise ValueError(f"`batch` has {[len(part) for part in batch]} models, the stack {len(self)}.")
+                raise ValueError(
+                    f"`batch` has tensors for {[len(part) for part in batch]} models, the stack has {len(self)}."
+                )
             params, buffers = ({name: value.unbind() for name, value in store.items()} for store in (params, buffers))
             return torch.stack(
                 [
@@ -110,10 +114,10 @@ class Stack:
         return one_by_one
 
     def step(self, *batch: torch.Tensor) -> torch.Tensor:
-        """One step of AdamW of every model, on tensors (K, ...); returns the losses before it, (K,)."""
+        """Takes one AdamW step per model on tensors (K, ...); returns the losses before it, (K,)."""
         params = {name: value.requires_grad_() for name, value in self.params.items()}
         losses = self._losses(params, self.buffers, *batch)
-        # A weight that the loss does not touch gets no gradient, and AdamW leaves it alone.
+        # A weight outside the loss gets no gradient, and AdamW leaves it unchanged.
         gradients = torch.autograd.grad(losses.sum(), list(params.values()), allow_unused=True)
         self.params = {name: value.detach() for name, value in params.items()}
         self._adamw(dict(zip(self.params, gradients)))
@@ -121,7 +125,7 @@ class Stack:
 
     @torch.no_grad()
     def _adamw(self, gradients: dict[str, torch.Tensor | None]) -> None:
-        """`torch.optim.AdamW`, in its order of operations."""
+        """Follows `torch.optim.AdamW`, in its order of operations."""
         self.steps += 1
         rate, decay, beta1, beta2 = (
             self.hyperparameters[key] for key in ("learning_rate", "weight_decay", "beta1", "beta2")
@@ -145,11 +149,11 @@ class Stack:
     @torch.no_grad()
     def map(self, function: Callable, *batch: torch.Tensor, batched: bool = True):
         """
-        `function(forward, *batch)` of every model, without gradients.
+        Calls `function(forward, *batch)` for every model, without gradients.
 
         Args:
-            function (`Callable`): as `loss`, but may return any tensor or dict of tensors.
-            batch: tensors (K, ...), or, with `batched=False`, tensors that all models share.
+            function (`Callable`): like `loss`, but may return any tensor or dict of tensors.
+            batch: tensors (K, ...), or with `batched=False` tensors that all models share.
         """
 
         def one(params, buffers, *batch):
@@ -163,20 +167,20 @@ class Stack:
         )
 
     def keep(self, indices: list[int]) -> None:
-        """Drops all models but those at `indices`."""
+        """Keeps the models at `indices` and drops the others."""
         for store in (self.params, self.buffers, self.exp_avg, self.exp_avg_sq, self.hyperparameters):
             for name, value in store.items():
                 store[name] = value[indices].clone()
-        # `vmap` is compiled anew for every number of models, and torch gives up after eight.
+        # torch compiles `vmap` again for every number of models and gives up after eight.
         if self.compile and self.chunk_size != 1:
             torch.compiler.reset()
 
     def unstack(self, index: int) -> dict[str, torch.Tensor]:
-        """Copies of the weights of one model, by name."""
+        """Returns copies of one model's weights, by name."""
         return {name: value[index].clone() for name, value in self.params.items()}
 
     def state_dict(self) -> dict:
-        """All that `load_state_dict` needs to go on, bit for bit; not copied, so a further step changes it."""
+        """Returns the state for `load_state_dict` to continue bit for bit, not a copy: a further step changes it."""
         return {
             "params": self.params,
             "buffers": self.buffers,
@@ -189,10 +193,10 @@ class Stack:
 
     def load_state_dict(self, state: dict) -> None:
         """
-        Goes on from a copy of `state_dict`, with as many models as it holds.
+        Continues from a copy of `state_dict`, with as many models as it holds.
 
         Raises:
-            ValueError: the state is that of another architecture.
+            ValueError: the state belongs to another architecture.
         """
 
         def shapes(tensors):
@@ -201,8 +205,8 @@ class Stack:
         for name in ("params", "buffers", "exp_avg", "exp_avg_sq", "hyperparameters"):
             if shapes(getattr(self, name)) != shapes(state[name]):
                 raise ValueError(
-                    f"`state` holds the {name} of another architecture: make the stack of models like those it was "
-                    "saved from."
+                    f"`state` holds the {name} of another architecture: build the stack from models like the saved "
+                    "ones."
                 )
         for name, value in state.items():
             setattr(self, name, {key: one.clone() for key, one in value.items()} if isinstance(value, dict) else value)

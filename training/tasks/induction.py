@@ -1,11 +1,11 @@
-"""Induction at varying distances: what followed this token when it was shown?
+"""Induction at varying distances: which token followed this one before?
 
-A sequence shows distinct tokens in random order, then asks for random ones of them: the token, then what followed
-it. The distance back to the first occurrence differs from question to question and sequence to sequence. Where it
-does not (a sequence repeated at one fixed offset), attention by position alone answers every question, and a model
-that solves the task has shown nothing about induction.
+A sequence shows distinct tokens in random order and then asks about some of them: each question is a token and its
+successor. The distance back to the first occurrence differs between questions and between sequences. At one fixed
+distance, attention by position alone would answer every question, and solving the task would say nothing about
+induction.
 
-Example, `draw_induction(1, vocab_size=16, num_distinct=6, num_queries=3, seed=0)`, token by token; `.` stands for
+Example, `draw_induction(1, vocab_size=16, num_distinct=6, num_queries=3, seed=0)`, token by token. `.` stands for
 -100, a token that is not scored:
 
 ```text
@@ -14,14 +14,15 @@ labels      .  .  .  .  .  .  .  6  .  0  .  9
             shown             asked asked asked
 ```
 
-`draw_repeats` makes the input of the usual induction diagnostics (repeated-sequence loss, prefix-matching score;
-TransformerLens), again with gaps that vary.
+`draw_repeats` makes the input for the usual induction diagnostics (repeated-sequence loss and prefix-matching score,
+as in TransformerLens), also at varying distances.
 """
 
 import numpy as np
 from datasets import Dataset
 
-from training.tasks.recall import IGNORED, check_at_least_one, choose_distinct
+from training.tasks import IGNORED
+from training.tasks.recall import check_at_least_one, choose_distinct
 
 
 def draw_induction(
@@ -36,27 +37,27 @@ def draw_induction(
     Draws sequences of the induction task.
 
     Args:
-        num_examples (`int`): N, sequences.
-        vocab_size (`int`): tokens in all; chance is 1 / num_distinct, that of a guess among the tokens shown.
-        num_distinct (`int`): tokens shown first, all different.
-        num_queries (`int`): questions a sequence, all different, each two tokens.
+        num_examples (`int`): number of sequences N.
+        vocab_size (`int`): number of tokens. Chance is 1 / num_distinct, a guess among the tokens shown.
+        num_distinct (`int`): number of different tokens shown first.
+        num_queries (`int`): number of different questions per sequence, two tokens each.
         seed (`int` or `np.random.Generator`): the same seed draws the same sequences.
 
     Returns:
-        `input_ids` and `labels`, both int64 (N, num_distinct + 2 * num_queries). `labels` are those of transformers,
-        which the model shifts: the answers at their own places, -100 elsewhere.
+        `input_ids` and `labels`, both int64 (N, num_distinct + 2 * num_queries). `labels` follow transformers, where
+        the model shifts them: the answers at their own positions, -100 elsewhere.
 
     Raises:
-        ValueError: fewer than 2 distinct tokens, more of them than the vocabulary has, more questions than tokens
-            with a successor, no sequences.
+        ValueError: no sequences, fewer than 2 distinct tokens or more than the vocabulary has, or more questions than
+            tokens with a successor.
     """
     check_at_least_one(num_examples=num_examples)
     if not 2 <= num_distinct <= vocab_size:
         raise ValueError(f"`num_distinct` must be 2 to `vocab_size`={vocab_size}, got {num_distinct}.")
     if not 1 <= num_queries < num_distinct:
         raise ValueError(
-            f"`num_queries` must be 1 to {num_distinct - 1}, the tokens of `num_distinct`={num_distinct} that have a "
-            f"successor, got {num_queries}."
+            f"`num_queries` must be 1 to {num_distinct - 1}, because so many of `num_distinct`={num_distinct} tokens "
+            f"have a successor, got {num_queries}."
         )
     generator = np.random.default_rng(seed)
     shown = choose_distinct(generator, num_examples, 0, vocab_size, num_distinct)
@@ -79,28 +80,28 @@ def draw_repeats(
     seed: int | np.random.Generator = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Draws random tokens in which one segment comes twice, at random places that do not overlap.
+    Draws random tokens in which one segment occurs twice, at random positions without overlap.
 
     Args:
-        num_examples (`int`): N, sequences.
-        vocab_size (`int`): tokens in all.
-        length (`int`): L, tokens a sequence.
-        segment (`int`): tokens of the segment.
+        num_examples (`int`): number of sequences N.
+        vocab_size (`int`): number of tokens.
+        length (`int`): tokens per sequence L.
+        segment (`int`): tokens per segment.
         seed (`int` or `np.random.Generator`): the same seed draws the same sequences.
 
     Returns:
-        `input_ids` and `labels`, both int64 (N, L). `labels` are the second segment without its first token, which
-        nothing announces, at their own places; -100 elsewhere.
+        `input_ids` and `labels`, both int64 (N, L). `labels` hold the second segment at its own positions, without its
+        first token, which nothing predicts, and -100 elsewhere.
 
     Raises:
-        ValueError: two segments that do not fit, no vocabulary, no sequences.
+        ValueError: no sequences, no vocabulary, or two segments that do not fit.
     """
     check_at_least_one(num_examples=num_examples, vocab_size=vocab_size)
     if not 2 <= segment <= length // 2:
         raise ValueError(f"`segment` must be 2 to {length // 2}, half of `length`={length}, got {segment}.")
     generator = np.random.default_rng(seed)
     input_ids = generator.integers(0, vocab_size, size=(num_examples, length))
-    # Two places among those that remain once both segments are taken out, in order, are all ways to lay them out.
+    # Two ordered positions among those left without both segments describe every layout.
     places = np.sort(generator.integers(0, length - 2 * segment + 1, size=(num_examples, 2)), axis=1)
     offsets = np.arange(segment)
     first, second = (places[:, [copy]] + copy * segment + offsets for copy in (0, 1))

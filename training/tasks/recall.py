@@ -1,9 +1,9 @@
 """Multi-query associative recall (MQAR) of Zoology (Arora et al., arXiv 2312.04927), with its published settings.
 
-A sequence first lists pairs of a key and a value, then asks for each key once, in random order: the token after the
-second occurrence of a key is to be its value. Everything between the questions is noise.
+A sequence first lists pairs of a key and a value. It then asks for each key once, in random order: after the second
+occurrence of a key, the model must predict its value. Everything between the questions is noise.
 
-Example, `draw_recall(1, vocab_size=16, length=16, num_pairs=3, seed=3)`, token by token; `.` stands for -100, a token
+Example, `draw_recall(1, vocab_size=16, length=16, num_pairs=3, seed=3)`, token by token. `.` stands for -100, a token
 that is not scored:
 
 ```text
@@ -13,24 +13,25 @@ labels      .  .  .  .  .  .  . 15  .  .  . 14  .  .  . 12
                value value value
 ```
 
-Keys come from 1 ... vocab_size / 2 - 1, values from the upper half; within a sequence no key and no value occurs
-in two pairs (noise may be any token). How far a question is from the end of the list follows a power law: with
-`power=0.01`, nearly 1 / distance, most are near. Which key is asked where is left to chance; in Zoology's own code
-keys listed first tend to be asked first.
+Keys come from 1 ... vocab_size / 2 - 1, values from the upper half. Within a sequence all keys differ and all values
+differ; noise may be any token. The distance of a question from the end of the list follows a power law: with
+`power=0.01`, nearly 1 / distance, most questions are near. The order of the questions is random; in Zoology's own
+code, keys listed first tend to be asked first.
 """
 
 import numpy as np
 from datasets import Dataset
 
+from training.tasks import IGNORED
 
-# Length and number of pairs of the four published test sets.
+
+# Length and number of pairs in the four published test sets.
 ZOOLOGY_SETTINGS = {64: 4, 128: 8, 256: 16, 512: 64}
 ZOOLOGY_TRAIN_EXAMPLES, ZOOLOGY_TEST_EXAMPLES = 100_000, 3_000
-IGNORED = -100
 
 
 def choose_distinct(generator: np.random.Generator, rows: int, low: int, high: int, count: int) -> np.ndarray:
-    """Rows of `count` distinct integers of `low` ... `high - 1` in random order, (rows, count); Floyd's algorithm."""
+    """Draws rows of `count` distinct integers from `low` ... `high - 1`, (rows, count), by Floyd's algorithm."""
     chosen = np.empty((rows, count), dtype=np.int64)
     for column, last in enumerate(range(high - low - count, high - low)):
         drawn = generator.integers(0, last + 1, size=rows)
@@ -40,26 +41,26 @@ def choose_distinct(generator: np.random.Generator, rows: int, low: int, high: i
 
 
 def check_at_least_one(**counts: int) -> None:
-    """Raises a `ValueError` that names the argument that is below 1."""
+    """Raises `ValueError` if an argument is below 1."""
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"`{name}` must be at least 1, got {count}.")
 
 
 def check_recall(vocab_size: int, length: int, num_pairs: int, power: float) -> None:
-    """Raises the `ValueError` of `draw_recall`."""
+    """Raises `ValueError` if the arguments of `draw_recall` contradict each other."""
     check_at_least_one(num_pairs=num_pairs)
     if length % 2:
-        raise ValueError(f"`length` must be even (questions stand at even distances), got {length}.")
+        raise ValueError(f"`length` must be even (questions stand at even positions), got {length}.")
     if 4 * num_pairs > length:
         raise ValueError(
-            f"{num_pairs} pairs and the questions for them need {4 * num_pairs} tokens, and `length` is {length}: "
+            f"{num_pairs} pairs and their questions need {4 * num_pairs} tokens, but `length` is {length}: "
             f"raise `length`, or lower `num_pairs` to {length // 4}."
         )
     if vocab_size // 2 - 1 < num_pairs:
         raise ValueError(
-            f"`vocab_size`={vocab_size} has {max(vocab_size // 2 - 1, 0)} keys, too few for {num_pairs} distinct "
-            f"ones: it must be at least {2 * num_pairs + 2}."
+            f"`vocab_size`={vocab_size} has {max(vocab_size // 2 - 1, 0)} keys, too few for {num_pairs} pairs: it "
+            f"must be at least {2 * num_pairs + 2}."
         )
     if not np.isfinite(power) or power <= 0:
         raise ValueError(f"`power` must be a positive number, got {power}.")
@@ -79,21 +80,21 @@ def draw_recall(
     Draws sequences of MQAR.
 
     Args:
-        num_examples (`int`): N, sequences.
-        vocab_size (`int`): tokens in all, half of them keys, half of them values.
-        length (`int`): L, tokens a sequence.
-        num_pairs (`int`): pairs, and questions, a sequence.
-        power (`float`): a of the power law: a gap g, counted in pairs of tokens from 1, has weight a g^(a - 1).
-        random_non_queries (`bool`): whether random tokens fill the gaps; otherwise token 0 does.
+        num_examples (`int`): number of sequences N.
+        vocab_size (`int`): number of tokens, half of them keys, half of them values.
+        length (`int`): tokens per sequence L.
+        num_pairs (`int`): pairs, and questions, per sequence.
+        power (`float`): exponent a of the power law: a gap of g pairs of tokens, from 1, has weight a g^(a - 1).
+        random_non_queries (`bool`): whether to fill the gaps with random tokens instead of token 0.
         seed (`int` or `np.random.Generator`): the same seed draws the same sequences.
 
     Returns:
-        `input_ids` and `labels`, both int64 (N, L). `labels` are those of transformers: the value stands one place
-        after its question, and the model shifts them; the others are -100. The answer itself is not in `input_ids`.
+        `input_ids` and `labels`, both int64 (N, L). `labels` follow transformers: a value stands one place after its
+        question, the model shifts it back, and everything else is -100. `input_ids` do not contain the answers.
 
     Raises:
-        ValueError: a sequence that has no room for the pairs and the questions, too small a vocabulary, an odd length,
-            a power that is not positive, no sequences.
+        ValueError: no sequences, no room for the pairs and the questions, too small a vocabulary, an odd length, or a
+            power that is not positive.
     """
     check_at_least_one(num_examples=num_examples)
     check_recall(vocab_size, length, num_pairs, power)
@@ -101,7 +102,7 @@ def draw_recall(
     keys = choose_distinct(generator, num_examples, 1, vocab_size // 2, num_pairs)
     values = choose_distinct(generator, num_examples, vocab_size // 2, vocab_size, num_pairs)
 
-    # Drawing without replacement by weight is taking the greatest of log weight + Gumbel noise.
+    # The largest values of log weight + Gumbel noise are a weighted draw without replacement.
     listed = 2 * num_pairs
     gaps = (length - listed) // 2
     log_weights = (power - 1) * np.log(np.arange(1, gaps + 1))

@@ -1,11 +1,11 @@
-"""Short children's stories from a grammar, without end and without a download.
+"""Short children's stories from a grammar, without a download.
 
-The stories are told in the manner of TinyStories: a hero, a friend, a thing, a problem, some talk and an ending that
-follows from the problem. What a story says early (who owns what, who did what, which colour, which place) comes back
-late, so that a language model can be tested on whether it carried the fact along: every story has such probes, each a
-prefix of the story itself, the words that follow, and words of the same type, met earlier, that do not.
+The stories imitate TinyStories: a hero, a friend, a thing, a problem, some talk and an ending that follows from the
+problem. Facts that a story states early (who owns what, who did what, which colour, which place) return late, which
+tests whether a language model remembers them. Every story has such probes: a prefix of the story, the words that
+follow, and words of the same type that occurred earlier and would be false.
 
-Example, `tell(85).text`, with lines broken:
+Example, `tell(85).text`, with line breaks:
 
 ```text
 Amy and her sister Ivy were up early. Today, Dad was going to take them to the zoo. But then it began to rain.
@@ -19,10 +19,10 @@ one. "I liked your story about the dragon," whispered Amy. "And I liked your wit
 It was still raining, but nobody was sad about the zoo any more.
 ```
 
-There are about 195,000 casts (plot, hero, friend, thing), and each is told in many thousands of ways, so that the
-number of distinct stories is far beyond what a run can draw. A checksum of the cast decides the split: nine casts in
-ten are told only in `"train"`, one in ten only in `"validation"`. A story names its whole cast, so that no text is in
-both splits; all words, names and plots are in both.
+There are about 195,000 casts (plot, hero, friend, thing), each with many thousands of tellings: far more stories than
+a run can draw. A checksum of the cast decides the split: nine casts in ten occur only in `"train"`, one in ten only in
+`"validation"`. A story names its whole cast, so that no text is in both splits. Both splits share all words, names and
+plots.
 """
 
 import re
@@ -39,13 +39,13 @@ SPLITS = ("train", "validation")
 
 @dataclass(frozen=True)
 class Probe:
-    """A place late in a story where an earlier fact comes back.
+    """A place late in a story where an earlier fact returns.
 
     Attributes:
-        kind (`str`): What is asked, such as `"owner"`, `"speaker"`, `"place"` or `"colour"`.
-        prompt (`str`): The story up to that place, without the space before the answer.
-        answer (`str`): What the story says next, with the space before it.
-        wrong_answers (`tuple[str, ...]`): Words of the same type, each of which is in `prompt`, that would be false.
+        kind (`str`): the kind of fact, such as `"owner"`, `"speaker"`, `"place"` or `"colour"`.
+        prompt (`str`): the story up to that place, without the space before the answer.
+        answer (`str`): the next words of the story, with the space before them.
+        wrong_answers (`tuple[str, ...]`): false words of the same type that occur in `prompt`.
     """
 
     kind: str
@@ -59,9 +59,9 @@ class Story:
     """One story.
 
     Attributes:
-        text (`str`): Its paragraphs, one a line.
-        questions (`tuple[Probe, ...]`): At least one probe, in the order of the text.
-        cast (`tuple[str, str, str, str]`): The plot, the hero, the friend and the thing, which decide the split.
+        text (`str`): its paragraphs, one per line.
+        questions (`tuple[Probe, ...]`): at least one probe, in the order of the text.
+        cast (`tuple[str, str, str, str]`): the plot, the hero, the friend and the thing, which decide the split.
     """
 
     text: str
@@ -71,7 +71,7 @@ class Story:
 
 def _check_split(split: str) -> None:
     if split not in SPLITS:
-        raise ValueError(f"`split` must be one of {SPLITS}, but is {split!r}. Pass one of these two names.")
+        raise ValueError(f"`split` must be one of {SPLITS}, got {split!r}.")
 
 
 def _split_of(cast: tuple[str, ...]) -> str:
@@ -79,7 +79,7 @@ def _split_of(cast: tuple[str, ...]) -> str:
 
 
 def _draft(seed: int, split: str | None) -> tuple[str, tuple[str, str, str, str]]:
-    """The story with the probes still marked in it, and its cast."""
+    """Returns the story, its probes still marked, and its cast."""
     t = Teller(f"story {seed}")
     plot, people, things = t.pick(*PLOTS)
     while True:
@@ -92,18 +92,17 @@ def _draft(seed: int, split: str | None) -> tuple[str, tuple[str, str, str, str]
 
 
 def tell(seed: int, split: str | None = None) -> Story:
-    """Tells one story, with the questions that it answers itself.
+    """Tells one story, with questions that it answers itself.
 
     Args:
-        seed (`int`): Which story. The same seed gives the same story on every platform and version of Python.
-        split (`str`, *optional*): `"train"` or `"validation"`, to tell the story with a cast of that split. Any cast
-            by default.
+        seed (`int`): the same seed gives the same story on every platform and version of Python.
+        split (`str`, *optional*): `"train"` or `"validation"` for a cast of that split. Default: any cast.
 
     Returns:
-        `Story`: Its text, between about 120 and 240 words, and its probes.
+        `Story`: its text, between about 120 and 240 words, and its probes.
 
     Raises:
-        `ValueError`: If `split` is neither of the two names.
+        ValueError: `split` is neither of the two names.
 
     Example:
 
@@ -122,7 +121,7 @@ def tell(seed: int, split: str | None = None) -> Story:
         text += draft[end : mark.start()]
         end = mark.end()
         kind, answer, *wrong = mark.group(1).split("\x01")
-        # A candidate that this telling happens not to have mentioned yet is no candidate.
+        # Only words that this telling has mentioned are candidates.
         heard = [word for word in wrong if re.search(rf"\b{re.escape(word)}\b", text)]
         if heard and re.search(rf"\b{re.escape(answer)}\b", text):
             probes.append(Probe(kind, text[:-1], f" {answer}", tuple(f" {word}" for word in heard)))
@@ -131,19 +130,19 @@ def tell(seed: int, split: str | None = None) -> Story:
 
 
 def stories(split: str, num_stories: int, seed: int = 0) -> Dataset:
-    """A data set of stories.
+    """Makes a dataset of stories.
 
     Args:
-        split (`str`): `"train"` or `"validation"`. No text, and no cast, is in both.
-        num_stories (`int`): How many stories.
-        seed (`int`, *optional*, defaults to 0): Another seed gives other stories. Story `i` is the text of
-            `tell((seed << 32) + i, split)`, whatever `num_stories` is.
+        split (`str`): `"train"` or `"validation"`. No text and no cast is in both.
+        num_stories (`int`): number of stories.
+        seed (`int`, *optional*, defaults to 0): another seed gives other stories. Story `i` is the text of
+            `tell((seed << 32) + i, split)` for every `num_stories`.
 
     Returns:
         `datasets.Dataset`: `num_stories` rows with one column, `"text"`.
 
     Raises:
-        `ValueError`: If `split` is neither of the two names or `num_stories` is not a positive integer.
+        ValueError: `split` is neither of the two names, or `num_stories` is not a positive integer.
 
     Example:
 
@@ -157,10 +156,7 @@ def stories(split: str, num_stories: int, seed: int = 0) -> Dataset:
     """
     _check_split(split)
     if not isinstance(num_stories, int) or isinstance(num_stories, bool) or num_stories < 1:
-        raise ValueError(
-            f"`num_stories` must be a positive integer, but is {num_stories!r}. Pass how many stories you want, such"
-            " as 10000."
-        )
+        raise ValueError(f"`num_stories` must be a positive integer, got {num_stories!r}.")
     drafts = (_draft((seed << 32) + index, split)[0] for index in range(num_stories))
     texts = [MARK.sub(lambda mark: mark.group(1).split("\x01")[1], draft) for draft in drafts]
     return Dataset.from_dict({"text": texts}, features=Features({"text": Value("string")}))

@@ -1,4 +1,4 @@
-"""The plots of the built-in stories, and the teller who fills them in."""
+"""The plots of the built-in stories, and the teller that fills them in."""
 
 import random
 import re
@@ -39,15 +39,15 @@ def _a(words: str) -> str:
 
 
 class Teller:
-    """Draws the words of one story and fills in what a plot leaves open.
+    """Draws the words of one story and fills in a plot.
 
-    A plot is a text with blank lines between its paragraphs, in which `[one|another]` stands for one of the two and
-    `[?one|another]` for one of them or nothing. `<Tom: Oh no! / It broke.>` stands for that speech with a tag before
-    it, after it or at the slash, and `<Tom shouted: ...>` for the same with that verb.
+    A plot is a text with blank lines between paragraphs. `[one|another]` becomes one of the two, `[?one|another]` one
+    of them or nothing. `<Tom: Oh no! / It broke.>` becomes a speech with its tag before it, after it or at the slash;
+    `<Tom shouted: ...>` sets the verb.
     """
 
     def __init__(self, seed: str):
-        # Only `random()` is promised to be the same on every version of Python.
+        # Python guarantees the same values in every version only for `random()`.
         self.random = random.Random(seed).random
         self.length = 0.1 + 0.6 * self.random()
 
@@ -55,23 +55,23 @@ class Teller:
         return options[int(self.random() * len(options))]
 
     def some(self, options: Iterable, count: int) -> list:
-        """`count` different options in a random order."""
+        """Draws `count` different options in random order."""
         rest = list(options)
         return [rest.pop(int(self.random() * len(rest))) for _ in range(count)]
 
     def third(self, *taken: Person) -> Person:
-        """One more of the same sort as `taken`: a story is told of children or of animals, but not of both."""
+        """Draws another person of the same sort as `taken`: a story has either children or animals."""
         crowd = CHILDREN if taken[0] in CHILDREN else ANIMALS
         while (one := self.pick(*crowd)) in taken:
             pass
         return one
 
     def ask(self, kind: str, answer: Person | str, *wrong: Person | str) -> str:
-        """`answer`, marked as a probe; `wrong` are the candidates that the text before rules out."""
+        """Marks `answer` as a probe; the preceding text rules out the candidates `wrong`."""
         return "\x00" + "\x01".join((kind, str(answer), *map(str, wrong))) + "\x02"
 
     def by(self, who: Person, *others: Person) -> str:
-        """The name after a speech that can only be that of `who`."""
+        """Marks the speaker of a speech that only `who` can have made."""
         return self.ask("speaker", who, *others)
 
     def intro(self, who: Person) -> str:
@@ -84,7 +84,7 @@ class Teller:
         return self.pick(*DAYS)
 
     def fill(self, text: str) -> str:
-        """The text of a plot with its alternatives chosen and its speeches tagged; the probes stay marked."""
+        """Chooses the alternatives of a plot and tags its speeches; the probes stay marked."""
         while "[" in text:
             text = CHOICE.sub(self._choose, text)
         text = SPEECH.sub(self._say, text)
@@ -321,7 +321,7 @@ def broken(t: Teller, h: Person, f: Person, n: str) -> str:
 
 
 def present(t: Teller, h: Person, f: Person, n: str) -> str:
-    """A present is made in secret, almost found, and given at last."""
+    """Someone makes a present in secret, almost loses the secret, and gives it at last."""
     c, d = t.some(COLOURS, 2)
     (at, hidden), (near, looked) = t.some(HIDEOUTS, 2)
     return f"""
@@ -490,7 +490,7 @@ def picnic(t: Teller, h: Person, f: Person, n: str) -> str:
 
 
 def way_home(t: Teller, h: Person, f: Person, n: str) -> str:
-    """Someone runs after something pretty, gets lost, and finds the way back by what was passed."""
+    """Someone runs after something pretty, gets lost, and finds the way back by the landmarks passed."""
     first, second, third = t.some(LANDMARKS, 3)
     adult = t.pick(*ADULTS)
     moved, colours = LURES[n]
@@ -552,7 +552,7 @@ def noise(t: Teller, h: Person, f: Person, n: str) -> str:
     """
 
 
-# Each plot with the people it is told of and the things it is told with; all four are the cast that decides the split.
+# Each plot with its people and things. Plot, hero, friend and thing are the cast, which decides the split.
 Plot = Callable[[Teller, Person, Person, str], str]
 PLOTS: tuple[tuple[Plot, tuple[Person, ...], tuple[str, ...]], ...] = tuple(
     (plot, people, tuple(things))

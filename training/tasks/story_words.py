@@ -1,11 +1,11 @@
-"""Who and what the built-in stories are told of: people, places, things, and what befalls each of them."""
+"""The vocabulary of the built-in stories: people, places, things and events."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Person:
-    """Someone in a story, with the words that stand for them."""
+    """A person or animal in a story, with the words that refer to them."""
 
     name: str
     kind: str
@@ -26,7 +26,7 @@ class Person:
 
     @property
     def title(self) -> str:
-        """The name, with the animal's kind where the name alone would be taken for a child's."""
+        """The name, with the kind of an animal, whose name alone would look like a child's."""
         return self.name if self.kind in ("girl", "boy") else f"{self.name} the {self.kind}"
 
     @property
@@ -57,7 +57,7 @@ ADULTS = (she("Mom", "mom"), he("Dad", "dad"), she("Grandma", "grandma"), he("Gr
 NEIGHBOURS = ("Mrs. Hill", "Mr. Brown", "Mrs. Bell", "Mr. Wood", "Mrs. Green", "Mr. Lane")
 CATS = ("Whiskers", "Tiger", "Smoky", "Ginger", "Patches")
 
-# Each colour comes with a thing of that colour, met by mistake in a search.
+# Each colour with a thing of that colour, found by mistake in a search.
 COLOURS = {
     "red": "an apple",
     "blue": "a feather",
@@ -82,7 +82,7 @@ TOYS = {
     "net": "catch leaves with it",
     "balloon": "throw it up and catch it",
 }
-# How to say where, what the ground is like, and things that stand there.
+# A place, its ground, and things that stand there.
 PLACES = (
     ("in the park", "grass", ("swing", "slide", "bench", "fountain", "bridge", "tree")),
     ("in the garden", "grass", ("gate", "pond", "shed", "hedge", "well", "bench")),
@@ -96,7 +96,7 @@ HIDEOUTS = tuple(
         ("bed", "stairs", "table", "sofa", "door", "curtain", "cupboard", "closet"),
     )
 )
-# Who is afraid of what, how the friend got stuck, and what the hero has to do about it.
+# What the hero fears, how the friend got stuck, and what the hero does about it.
 TROUBLES = {
     "tree": (
         "high places",
@@ -144,7 +144,7 @@ TROUBLES = {
 FEARS = ("thunder", "spiders", "snakes", "big dogs", "loud noises", "ghosts")
 OUTINGS = ("zoo", "beach", "park", "farm", "market", "pool", "playground", "fair", "lake", "circus")
 TOPICS = ("dragon", "whale", "pirate", "giant", "princess", "robot", "lion", "witch", "monkey", "snowman")
-# How it broke, and what mends it.
+# How a thing broke, and what mends it.
 FRAGILE = {
     "cup": ("It fell down. Crack! The handle came off.", "some glue"),
     "kite": ("{f.He} pulled too hard. Rip! There was a big hole in it.", "some tape"),
@@ -157,7 +157,7 @@ FRAGILE = {
     "puppet": ("{f.He} pulled on the strings too hard. Snap! One leg came off.", "a needle and thread"),
     "clock": ("It fell down. Crack! The glass broke, and the clock did not tick.", "some tools and new glass"),
 }
-# A present, and how it is made.
+# A present, and how someone makes it.
 GIFTS = {
     "necklace": "put {c} beads on a string, one by one",
     "crown": "cut {c} paper and glued gold stars on it",
@@ -171,7 +171,7 @@ GIFTS = {
     "flag": "painted {c} stripes on a piece of cloth",
 }
 PRIZES = ("ribbon", "medal", "cup", "crown", "cake", "basket of apples", "star", "badge", "jar of honey")
-# A lost animal: what it likes, what it does not like, and the noise it makes.
+# A lost animal: the food it likes, food it does not like, and its noise.
 STRAYS = {
     "kitten": ("milk", ("bread", "carrots"), "meow"),
     "puppy": ("sausage", ("grass", "berries"), "whimper"),
@@ -195,7 +195,7 @@ FOODS = (
     "strawberries",
     "nuts",
 )
-# Something to run after, how it moves, and what it looks like.
+# Something to run after, how it moves, and how it looks.
 LURES = {
     "butterfly": ("flew", ("yellow", "white", "orange", "blue")),
     "dragonfly": ("flew", ("green", "blue", "red")),
@@ -210,7 +210,7 @@ LURES = {
     "bubble": ("floated", ("big", "shiny", "round")),
 }
 LANDMARKS = ("well", "windmill", "bridge", "pond", "barn", "haystack", "fountain", "tower", "church", "mill")
-# A noise in the night, how it sounds, the clue told before bed, and what it turns out to be.
+# The source of a noise in the night, its sound, the clue before bed, and the explanation.
 NOISES = {
     "branch": (
         "Tap, tap, tap",
