@@ -219,7 +219,7 @@ def test_the_state_of_another_architecture_is_refused():
     wider.layers[0], wider.layers[2] = nn.Linear(3, 8), nn.Linear(8, 2)
     sized = Stack([wider], squared_error, learning_rate=1e-2)
     for other in (named, sized):
-        with pytest.raises(ValueError, match="`state` holds the params of another architecture: make the stack"):
+        with pytest.raises(ValueError, match="`state` holds the params of another architecture: build the stack"):
             stack.load_state_dict(other.state_dict())
     assert_same(state_of(stack), before)
 
@@ -248,7 +248,7 @@ def test_a_batch_of_fewer_models_is_refused(chunk_size):
 def test_frozen_parameters_are_refused():
     model = Toy(0)
     model.layers[0].bias.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"frozen parameters.*make buffers of \['layers.0.bias'\]"):
+    with pytest.raises(ValueError, match=r"frozen parameters.*turn \['layers.0.bias'\] into buffers"):
         Stack([model], squared_error, learning_rate=1e-2)
 
 

@@ -21,7 +21,7 @@ from datasets import DatasetDict
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
 from training import pretrain
-from training.data import Blocks, load_texts, make_blocks, train_tokenizer
+from training.data import load_texts, make_blocks, train_tokenizer
 from training.experiments.prism_steps.arms import ARMS
 from training.experiments.prism_steps.modeling import PrismStepsConfig
 from training.experiments.small_runs import (
@@ -34,6 +34,7 @@ from training.experiments.small_runs import (
 )
 from training.metrics import score_tokens
 from training.ngrams import KneserNey
+from training.tasks import Blocks
 
 
 @dataclass
