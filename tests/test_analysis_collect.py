@@ -238,6 +238,7 @@ print((peak() - before) / 1024)
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(
     not STATUS.is_file() or "VmHWM" not in STATUS.read_text(), reason="Linux tells the peak of one program"
 )

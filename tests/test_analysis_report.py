@@ -135,6 +135,7 @@ PICTURES = {
 }
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("model", PICTURES)
 def test_every_family_shows_what_applies(model, reports):
     page, numbers, out = reports(model)
@@ -217,6 +218,7 @@ def test_the_filter_s_figures_say_what_they_show(gammas, streams, drawn):
     assert nyquist == pytest.approx(20 * torch.log10(torch.tensor(2.6)).item(), abs=0.3)
 
 
+@pytest.mark.experiment
 def test_other_models_beside_it(folder, tmp_path, undrawn):
     others = ["--compare", str(folder / "llama"), str(folder / "other_tokenizer")]
     page, numbers = run(folder, "prism", tmp_path, *FEW, *others)
@@ -231,6 +233,7 @@ def test_other_models_beside_it(folder, tmp_path, undrawn):
     assert numbers["others"][0]["tokens"] == numbers["model"]["tokens"] != numbers["others"][1]["tokens"]
 
 
+@pytest.mark.experiment
 def test_only_another_tokenizer_beside_it(folder, tmp_path, undrawn):
     page, _ = run(folder, "llama", tmp_path, *FEW, "--compare", str(folder / "other_tokenizer"))
     assert 'id="comparison"' in page and "head_comparison" not in page
@@ -248,6 +251,7 @@ def residues(folder):
     return folder / "residues"
 
 
+@pytest.mark.experiment
 def test_a_tokenizer_that_does_not_know_the_texts(folder, residues, tmp_path, undrawn):
     page, numbers = run(folder, "residues", tmp_path, *FEW, "--compare", str(folder / "llama"))
     assert numbers["model"]["unknown tokens"] == 1 and numbers["others"][0]["unknown tokens"] == 0
@@ -402,6 +406,7 @@ class Clock(LlamaForCausalLM):
         return output
 
 
+@pytest.mark.experiment
 def test_a_cyclic_task(folder, tmp_path):
     config = LlamaConfig(**{**SIZES, "vocab_size": 12}, num_attention_heads=4)
     for operation in ("add", "multiply"):
@@ -466,6 +471,7 @@ def spherical_clock():
     return model
 
 
+@pytest.mark.experiment
 def test_a_cyclic_task_of_known_frequencies(tmp_path):
     spherical_clock().save_pretrained(tmp_path / "clock")
     command.main([str(tmp_path / "clock"), "--modulus", str(P), "--out", str(tmp_path / "out")])
@@ -615,6 +621,7 @@ def openings(model, folder):
     return sentences.opening(found, examine_untrained(model, tokenizer, texts, **options))
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("kind", UNTRAINED)
 def test_nothing_is_credited_to_training_that_never_was(kind, folder):
     for seed in range(100, 105):
@@ -625,6 +632,7 @@ def test_nothing_is_credited_to_training_that_never_was(kind, folder):
             assert "no more than untrained copies vary" in control or "built in, not learned" in control, control
 
 
+@pytest.mark.experiment
 def test_banks_that_do_differ_are_credited_to_training(folder):
     """Noise heads whose scores are a hundred times as large: with queries equal to keys, they look at themselves."""
     torch.manual_seed(100)
@@ -682,6 +690,7 @@ def test_a_vector_that_is_the_same_for_every_input_is_no_spectrum():
 # In a notebook, and without the extra
 
 
+@pytest.mark.experiment
 def test_figures_in_a_notebook(folder):
     model = PrismForCausalLM.from_pretrained(folder / "prism")
     tokenizer = command.AutoTokenizer.from_pretrained(folder / "prism")
@@ -792,6 +801,7 @@ import modeling_prism.analysis
 """
 
 
+@pytest.mark.process
 def test_without_the_extra_the_remedy_is_named():
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True)
     assert "ImportError" in done.stderr and "pip install modeling-prism[analysis]" in done.stderr, done.stderr
@@ -850,6 +860,7 @@ def text_pixels(seen, points):
     return {name: picture["scale"] * points[name] * 96 / 72 for name, picture in seen["pictures"].items()}
 
 
+@pytest.mark.process
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome")
 def test_the_page_in_a_browser(reports, tmp_path):
     page, points = reports("prism")[0], reports.points["prism"]

@@ -9,6 +9,8 @@ from training.benchmarks import stacking
 from training.stacked import Stack
 
 
+pytestmark = pytest.mark.experiment
+
 SMALL = {"models": 2, "rounds": 2, "steps": 1, "warmup": 0, "device": "cpu"}
 HEADER = {"date", "hardware", "torch", "transformers", "python", "revision"}
 

@@ -16,6 +16,8 @@ from training.data import train_tokenizer
 from training.experiments.bode import report, run
 
 
+pytestmark = pytest.mark.experiment
+
 SIZES = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2}
 SIZES |= {"num_attention_heads": 4, "max_position_embeddings": 32, "tie_word_embeddings": True}
 THETA = momentum.rotary_frequencies(8, 10000.0)

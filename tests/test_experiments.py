@@ -31,6 +31,8 @@ from training.experiments.small_runs import (
 )
 
 
+pytestmark = pytest.mark.experiment
+
 ROOT = Path(__file__).parent.parent
 
 

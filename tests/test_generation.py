@@ -350,6 +350,7 @@ def test_a_conversation_in_a_batch_goes_on_from_a_kept_cache(case):
         assert sequences[:, all_ids.shape[1] :].tolist() == expected
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("case", ROUTING_CASES)
 @torch.no_grad()
 def test_decoding_with_a_static_cache_compiles_once(case):

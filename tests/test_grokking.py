@@ -19,6 +19,9 @@ from training.tasks import arithmetic
 from training.tasks.arithmetic import make_arithmetic, make_table, make_tokenizer, split_table
 
 
+pytestmark = pytest.mark.experiment
+
+
 @pytest.mark.parametrize(
     ("table", "operator"), [("addition", lambda a, b: a + b), ("multiplication", lambda a, b: a * b)]
 )

@@ -26,6 +26,8 @@ from training.experiments.head_specialisation.effects import (
 )
 
 
+pytestmark = pytest.mark.experiment
+
 TOY = "hidden_size=8,intermediate_size=12,num_hidden_layers=2,num_attention_heads=4,num_signal_heads=2"
 
 

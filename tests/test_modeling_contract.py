@@ -256,6 +256,7 @@ def test_packed_documents_equal_the_separate_ones(case, attn_implementation, tra
     assert (unpacked - expected).abs().max() > VISIBLE
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("case", DEFAULT_CASES)
@@ -269,6 +270,7 @@ def test_packed_documents_under_compile(case, attn_implementation, train):
 # Compiling
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("case", CASES)
 def test_compile_fullgraph_equals_eager(case):
     ids, model = random_ids(2, 11), case.model()
@@ -276,6 +278,7 @@ def test_compile_fullgraph_equals_eager(case):
     assert_near(compiled(ids).logits, model(ids).logits)
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("case", DEFAULT_CASES)
 def test_compile_fullgraph_with_inductor_equals_eager_forward_and_backward(case):
     ids, model = random_ids(2, 11), case.model(num_hidden_layers=1).train()
@@ -287,6 +290,7 @@ def test_compile_fullgraph_with_inductor_equals_eager_forward_and_backward(case)
         assert_near(gradient, expected_gradients[name], msg=name)
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("case", ROUTING_CASES)
 @pytest.mark.parametrize("pad", PADDINGS)
 def test_padding_under_compile(case, pad):
@@ -467,6 +471,7 @@ class RandomDocuments(Dataset):
         return {"input_ids": ids, "labels": ids if self.labels_are_tokens else index % 2}
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("head", ["ForCausalLM", "ForSequenceClassification"])
 @pytest.mark.parametrize("case", DEFAULT_CASES)
 def test_plain_trainer_fine_tunes(case, head, tmp_path):

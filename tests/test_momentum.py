@@ -73,6 +73,7 @@ def test_the_published_gamma_equals_the_reference(layers):
     assert model.config.momentum_gamma == pytest.approx(4.17 * layers**-0.74)
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("case", [MOMENTUM_CASES[0], MOMENTUM_CASES[3]])
 def test_flex_attention_equals_the_reference(case):
     assert logits_error(case.model(attn_implementation="flex_attention")) < TOLERANCE

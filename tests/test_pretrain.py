@@ -21,6 +21,8 @@ from training.callbacks import scheduled_noise_coefficient
 from training.resume import last_complete_checkpoint
 
 
+pytestmark = pytest.mark.experiment
+
 ROOT = Path(__file__).parent.parent
 GROKKING = "configuration/recipes/grokking.yaml"
 # A lookup table instead of the recipe's stories.

@@ -38,6 +38,7 @@ def test_logits_and_gradients_equal_the_reference(case, attn_implementation):
         assert_near(parameter.grad, weights[name].grad, msg=name)
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("case", PRISM_CASES[:2])
 def test_flex_attention_equals_the_reference(case):
     model = case.model(attn_implementation="flex_attention")
@@ -266,6 +267,7 @@ def test_head_gain_is_filled_on_load_in_half_precision(tmp_path):
         assert gain.tolist() == [1.0] * 4 + [-0.3125] * 4
 
 
+@pytest.mark.compile
 def test_set_noise_coefficient_does_not_recompile():
     model, ids = DEFAULT.model(), random_ids(2, 11)
     counter = CompileCounterWithBackend("eager")
@@ -484,6 +486,7 @@ torch.testing.assert_close(split(input_ids).logits, whole(input_ids).logits, ato
 """
 
 
+@pytest.mark.process
 def test_tensor_parallel_plan(tmp_path):
     config = PrismConfig(**{**COMMON, "intermediate_size": 38, "vocab_size": 98}, num_attention_heads=4)
     PrismForCausalLM(config).save_pretrained(tmp_path / "model")

@@ -8,6 +8,8 @@ from training.experiments.prism_steps.arms import ARMS
 from training.experiments.prism_steps.modeling import PrismStepsAttention, PrismStepsConfig, PrismStepsForCausalLM
 
 
+pytestmark = pytest.mark.experiment
+
 SHAPE = {
     "vocab_size": 99,
     "hidden_size": 24,

@@ -190,6 +190,7 @@ python -m training.bindings
     ]
 
 
+@pytest.mark.experiment
 @pytest.mark.parametrize("command", ANALYSIS)
 def test_the_report_is_written(command, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -240,6 +241,7 @@ def test_links_lead_somewhere(name):
         assert not section or section in anchors, target
 
 
+@pytest.mark.process
 def test_a_wheel_holds_the_package_and_nothing_else(tmp_path):
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     done = subprocess.run(build, capture_output=True, text=True)

@@ -24,6 +24,8 @@ from transformers import (
 )
 
 
+pytestmark = pytest.mark.process
+
 HEADS = {"base": "Model", "causal": "ForCausalLM", "classifier": "ForSequenceClassification"}
 AUTO_CLASSES = {
     "AutoModel": AutoModel,

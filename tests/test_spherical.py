@@ -63,6 +63,7 @@ def test_logits_and_gradients_equal_the_reference(case, tied, attn_implementatio
         assert_near(parameter.grad, weights[name].grad, msg=name)
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("case", [SPHERICAL_CASES[0], UNIFORM_CASES[0]])
 def test_flex_attention_equals_the_reference(case):
     assert logits_error(case.model(attn_implementation="flex_attention")) < TOLERANCE

@@ -101,6 +101,7 @@ def test_another_hyperparameter_leads_elsewhere(other):
     assert (weights[0] - weights[1]).abs().max() > 1e-4
 
 
+@pytest.mark.compile
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="compiling takes a C++ compiler")
 def test_a_compiled_stack_takes_the_same_steps():
     compiled, eager = (train(make_stack(chunk_size=1, compile=on)) for on in (True, False))
@@ -110,6 +111,7 @@ def test_a_compiled_stack_takes_the_same_steps():
         torch.testing.assert_close(weights, train(copy.deepcopy(eager)).params[name], atol=1e-5, rtol=0)
 
 
+@pytest.mark.compile
 def test_a_compiled_stack_stays_compiled_as_models_leave(monkeypatch):
     # A back end that needs no C++ compiler: what is traced, and how often, is the same.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))

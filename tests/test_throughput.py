@@ -19,6 +19,8 @@ from training.benchmarks.throughput import (
 from training.flops import forward_flops_per_token, training_flops_per_token
 
 
+pytestmark = pytest.mark.experiment
+
 SIZES = {
     "vocab_size": 99,
     "hidden_size": 32,
