@@ -96,7 +96,7 @@ def plot_lags(axes: Axes) -> None:
         distance = np.mean([np.array(row["trained"]["distance"])[:, heads] for row in rows])
         label = f"{name}: {distance:.0f} tokens\nback on average"
         axes.annotate(label, (middles[at], lags[at]), xytext=(4, 4), textcoords="offset points", color=color)
-    axes.set(xlabel="tokens back", ylabel="attention per token", title="Noise heads become local")
+    axes.set(xlabel="tokens back", ylabel="attention per token", title="Noise heads look near, signal heads far")
 
 
 def plot_induction(axes: Axes) -> None:
