@@ -63,6 +63,14 @@ def naive(attention: PrismStepsAttention, z: torch.Tensor, angles: torch.Tensor)
         elif config.output_gain == "conjugate":
             o = g.conj()
         s = attention.key_shift_bias[head].sigmoid() if config.key_shift else 1.0
+        read = head
+        if config.key_subspace == "next":
+            first, end = (
+                (0, config.num_signal_heads) if head < config.num_signal_heads else (config.num_signal_heads, None)
+            )
+            bank = list(range(config.num_attention_heads))[first:end]
+            read = bank[(bank.index(head) + 1) % len(bank)]
+        h = as_complex(z @ attention.dictionary.weight[read * D : (read + 1) * D].T)
         k = [s * h[t] + (1 - s) * h[max(t - 1, 0)] for t in range(len(z))]
         rows_out = []
         for t in range(len(z)):
@@ -99,9 +107,11 @@ def test_the_defaults_are_the_published_prism():
     assert torch.equal(steps(ids).logits, published(ids).logits)
 
 
+@pytest.mark.parametrize("subspace", ["own", "next"])
 @pytest.mark.parametrize("values, output_gain, exact", [("keys", "conjugate", True), ("plain", "none", False)])
-def test_the_exact_step_is_the_gradient_of_its_energy(values, output_gain, exact):
+def test_the_exact_step_is_the_gradient_of_its_energy(values, output_gain, exact, subspace):
     fields = {"query_gain": True, "key_shift": True, "values": values, "output_gain": output_gain}
+    fields["key_subspace"] = subspace
     attention, z, (cos, sin) = attention_and_codes(**fields)
     out, _ = attention(z, (cos, sin), causal_mask(z.shape[1]))
 
@@ -111,6 +121,8 @@ def test_the_exact_step_is_the_gradient_of_its_energy(values, output_gain, exact
         return as_complex(attention.dictionary(z).view(1, z.shape[1], -1, D).transpose(1, 2))
 
     held = codes(z)
+    if subspace == "next":
+        held = torch.cat([bank.roll(-1, dims=1) for bank in held.chunk(2, dim=1)], dim=1)
     s = attention.key_shift_bias.sigmoid()[:, None, None]
     keys = turn * (s * held + (1 - s) * torch.cat((held[:, :, :1], held[:, :, :-1]), dim=2))
     point = z.clone().requires_grad_()

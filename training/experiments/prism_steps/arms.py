@@ -31,6 +31,7 @@ SIGNAL = "J = -R_c over all 2H subspaces: no noise bank"
 PAIRS = "plain step whose softmax compares z_t with the pairs (z_s, z_(s-1)): scores only, the direction is U^T U's"
 METRIC = "scores in a learned metric G that commutes with R: R_c with codes weighed by G"
 EXACT = "exact gradient in z_t, keys k_s held, of sum_k w_k sqrt(D) logsumexp_s(<R_t G h_t, k_s> / sqrt(D))"
+CROSS = "exact gradient in z_t of sum_k w_k sqrt(D) logsumexp_s(<R_t U_k z_t, R_s U_(k+1) z_s> / sqrt(D)), keys held"
 NONE = "none: queries or outputs leave the dictionary"
 CONTROL = "none claimed"
 
@@ -40,6 +41,8 @@ def step(eta: float, **fields) -> dict:
 
 
 BEST = {"values": "rotary", "query_gain": True, "key_shift": True, "head_weights": "plus"}
+CROSSED = {"values": "keys", "key_subspace": "next"}
+PARTS = {"query_gain": True, "output_gain": "conjugate", "key_shift": True, "head_weights": "plus"}
 
 
 def without(*names: str, **changed) -> dict:
@@ -68,6 +71,12 @@ ARMS = {
     "all-one-tensor": Arm("J of the pairs' codes: keys and values are one", without("values", values="keys")),
     "all-exact": Arm(EXACT, without("values", values="keys", output_gain="conjugate")),
     "all-exact-lambda": Arm(EXACT, without("values", "head_weights", values="keys", output_gain="conjugate")),
+    # Keys and values from the next head's subspace: exact, and neither scores nor writing are symmetric
+    "cross": Arm(CROSS, step(0.2, **CROSSED, head_weights="plus")),
+    "cross-lambda": Arm(CROSS, step(0.2, **CROSSED)),
+    "cross-all": Arm(CROSS + "; metric and pairs", step(0.2, **CROSSED, **PARTS)),
+    "cross-16-heads": Arm(CROSS, step(0.2, **CROSSED, head_weights="plus", num_attention_heads=16)),
+    "cross-published-step": Arm(CROSS, {**CROSSED, "head_weights": "plus"}),
     "all-output-gain": Arm("none known: the output turns", without(output_gain="free")),
     "all-code-steps": Arm(LEARNED + ", one per code", without(learned_step="code")),
     "all-16-heads": Arm(SIGNAL, without(num_attention_heads=16)),

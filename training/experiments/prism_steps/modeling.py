@@ -29,6 +29,8 @@ class PrismStepsConfig(PrismConfig):
         head_weights: w_k of `sum_k w_k R_c(Z | U_k)`: "lambda" (signal 1, noise -lambda) or "plus" (all heads 1).
         values: "plain" (the codes, as published), "rotary" (the rotated codes; the output is rotated back), or "keys"
             (rotary values that are the keys themselves, shifted or not: one tensor).
+        key_subspace: "own" (each head's keys are codes of its own subspace) or "next" (of the next head's subspace, in
+            the same bank, the last head's of the first): no new parameter, and no symmetry between queries and keys.
         key_shift: keys mix the codes of a token and of the one before it, `s h_t + (1 - s) h_(t-1)`, with one learned
             s per head that starts at 1/2.
         query_gain: one complex factor g per head and rotary plane, 1 at the start, on the query's codes.
@@ -44,6 +46,7 @@ class PrismStepsConfig(PrismConfig):
     learned_step: Literal["none", "layer", "head", "code"] = "none"
     head_weights: Literal["lambda", "plus"] = "lambda"
     values: Literal["plain", "rotary", "keys"] = "plain"
+    key_subspace: Literal["own", "next"] = "own"
     key_shift: bool = False
     query_gain: bool = False
     output_gain: Literal["none", "free", "conjugate"] = "none"
@@ -104,6 +107,9 @@ class PrismStepsAttention(PrismAttention):
         if config.query_gain:
             queries = complex_gain(queries, self.query_gain_bias)
         keys = codes
+        if config.key_subspace == "next":
+            banks = codes.split([self.num_signal_heads, codes.shape[1] - self.num_signal_heads], dim=1)
+            keys = codes = torch.cat([bank.roll(-1, dims=1) for bank in banks], dim=1)
         if config.key_shift:
             share = self.key_shift_bias.sigmoid()[:, None, None]
             keys = torch.lerp(torch.cat((codes[:, :, :1], codes[:, :, :-1]), dim=2), codes, share)
