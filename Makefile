@@ -18,7 +18,7 @@ test: $(INSTALLED)  ## all tests
 	$(PYTEST)
 
 test-fast: $(INSTALLED)  ## the unit tests
-	$(PYTEST) -m "not compile and not process and not experiment"
+	$(PYTEST) -m "not compile and not process and not experiment and not generation"
 
 test-transformers: $(INSTALLED)  ## transformers' own common model tests, on every family
 	$(BIN)/python -m tests.transformers_common.run

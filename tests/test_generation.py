@@ -221,6 +221,7 @@ CACHE_OPTIONS = {
 }
 
 
+@pytest.mark.generation
 @pytest.mark.parametrize("options", CACHE_OPTIONS)
 @pytest.mark.parametrize("case", CASES)
 def test_greedy(case, options):
@@ -241,6 +242,7 @@ def test_greedy_stops_at_the_end_of_the_text(case, options):
     assert generate(model, prompts(), eos_token_id=eos, **CACHE_OPTIONS[options]) == expected
 
 
+@pytest.mark.generation
 @pytest.mark.parametrize("options", ["no_cache", "dynamic", "static"])
 @pytest.mark.parametrize("case", CASES)
 def test_sampling_with_a_fixed_seed(case, options):
@@ -253,6 +255,7 @@ def test_sampling_with_a_fixed_seed(case, options):
     assert generate(model, prompts(), **kwargs) == expected
 
 
+@pytest.mark.generation
 @pytest.mark.parametrize("case", CASES)
 def test_beam_search(case):
     model = generation_model(case)
@@ -268,6 +271,7 @@ def count_calls(model):
     return calls
 
 
+@pytest.mark.generation
 @pytest.mark.parametrize("case", CASES)
 def test_assisted_decoding(case):
     model = generation_model(case)
@@ -284,6 +288,7 @@ def test_assisted_decoding(case):
     assert generate(model, prompts(9), assistant_model=stranger) == expected
 
 
+@pytest.mark.generation
 @pytest.mark.parametrize("case", CASES)
 def test_prompt_lookup_decoding(case):
     model = generation_model(case)
@@ -296,6 +301,7 @@ def test_prompt_lookup_decoding(case):
     assert len(calls) <= NEW_TOKENS
 
 
+@pytest.mark.generation
 @pytest.mark.parametrize("case", CASES)
 def test_a_cache_may_be_used_for_the_next_turn(case):
     model = generation_model(case)
