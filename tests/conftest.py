@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from training.experiments import small_runs
+from training.experiments.common import jobs
 from training.tasks.stories import stories
 
 
@@ -67,6 +67,6 @@ def toy_recipe(tmp_path, request):
 def in_this_process(monkeypatch):
     """Jobs of experiments without the seconds that a fresh interpreter takes to import torch."""
     threads = torch.get_num_threads()
-    monkeypatch.setattr(small_runs, "ProcessPoolExecutor", lambda processes, **_: ThreadPoolExecutor(processes))
+    monkeypatch.setattr(jobs, "ProcessPoolExecutor", lambda processes, **_: ThreadPoolExecutor(processes))
     yield
     torch.set_num_threads(threads)

@@ -13,6 +13,7 @@ from modeling_prism.analysis import momentum, response
 from modeling_prism.modeling_momentum import MomentumAttention
 from tests.families import FAMILIES, Case, random_ids
 from training.data import train_tokenizer
+from training.experiments import __main__ as experiments
 from training.experiments.bode import report, run
 
 
@@ -32,7 +33,7 @@ def command(tmp_path, corpus, toy_recipe):
     options |= {"dataset_name": corpus, "max_steps": 2, "num_frequencies": 5, "num_stories": 4, "jobs": 1}
     options |= {"output_dir": tmp_path / "runs", "results_dir": tmp_path / "results"}
     words = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
-    return [*words, "--seeds", "1", "--arms", "momentum", "gamma-0"]
+    return ["bode", *words, "--seeds", "1", "--arms", "momentum", "gamma-0"]
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def trained_tokenizer():
 
 
 def test_the_experiment(command, tmp_path, in_checkout, in_this_process, capsys):
-    run.main(command)
+    experiments.main(command)
     results = tmp_path / "results"
     sheared, plain = (json.loads(line) for line in (results / "results.jsonl").read_text().splitlines())
     assert (sheared["arm"], plain["arm"], sheared["seed"]) == ("momentum", "gamma-0", 1)
@@ -80,11 +81,11 @@ def test_the_experiment(command, tmp_path, in_checkout, in_this_process, capsys)
     before = finished()
     for name in ("table.md", "bode.png", "planes.png"):
         (results / name).unlink()
-    run.main(command)
+    experiments.main(command)
     assert finished() == before and (results / "table.md").read_text() == table
     assert all((results / name).stat().st_size > 10_000 for name in ("bode.png", "planes.png"))
     with pytest.raises(ValueError, match=r"other settings, \(then, now\): {'num_frequencies': \(5, 7\)}"):
-        run.main([*command, "--num_frequencies", "7"])
+        experiments.main([*command, "--num_frequencies", "7"])
 
 
 def test_the_greatest_deviation_is_found_and_named():
@@ -207,13 +208,13 @@ def test_errors_are_those_of_what_is_sheared():
 @pytest.mark.parametrize(
     "options,message",
     [
-        ({"arms": ["momentum", "nobody"]}, r"unknown names \['nobody'\]; there are momentum"),
-        ({"arms": []}, "`arms` must be one or more"),
-        ({"seeds": []}, "`seeds` must be one or more"),
-        ({"seeds": [0, 0]}, "`seeds` must be .* all different"),
-        ({"jobs": 0}, "`jobs` must be at least 1, got 0"),
+        ({"arms": ["momentum", "nobody"]}, r"unknown names \['nobody'\]; known are momentum"),
+        ({"arms": []}, "`arms` must hold one or more"),
+        ({"seeds": []}, "`seeds` must hold one or more"),
+        ({"seeds": [0, 0]}, "`seeds` must .* all different"),
         ({"max_steps": 0}, "`max_steps` must be at least 1"),
-        ({"learning_rate": 0.0}, "`learning_rate` must be above 0"),
+        ({"learning_rate": 0.0}, "`learning_rate` must be positive and finite"),
+        ({"learning_rate": float("nan")}, "`learning_rate` must be positive and finite"),
         ({"num_frequencies": 4}, "`num_frequencies` must be odd"),
         ({"num_stories": 3}, "`num_stories` must be even"),
         ({"model_config": "configuration/models/llama-tiny"}, "is a llama, not a momentum"),
@@ -222,14 +223,14 @@ def test_errors_are_those_of_what_is_sheared():
 )
 def test_bad_input(options, message, in_checkout):
     with pytest.raises(ValueError, match=message):
-        run.BodeArguments(**options)
+        run.Arguments(**options)
 
 
 def test_more_is_refused_before_anything_is_trained(command, tmp_path, in_checkout, in_this_process):
     with pytest.raises(ValueError, match="4 numbers for `num_hidden_layers`=2"):
-        run.main([*command, "--arms", "per-layer"])
+        experiments.main([*command, "--arms", "per-layer"])
     with pytest.raises(ValueError, match="no recipe 'nowhere.yaml'"):
-        run.main([*command, "--recipe", "nowhere.yaml"])
+        experiments.main([*command, "--recipe", "nowhere.yaml"])
     with pytest.raises(ValueError, match="`num_stories`=998, but the validation part has 20"):
-        run.main([*command, "--num_stories", "998"])
+        experiments.main([*command, "--num_stories", "998"])
     assert not (tmp_path / "runs").exists()

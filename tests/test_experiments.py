@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,20 +16,26 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from modeling_prism import MomentumConfig, MomentumForCausalLM
-from training.experiments import small_runs
+from training.experiments import __main__ as experiments
+from training.experiments.common import arguments, stacks
+from training.experiments.common.arguments import CommandArguments, SmallRunArguments, parse
+from training.experiments.common.jobs import read_results, run_jobs
+from training.experiments.common.readme import Claim, fill, make_claim_table, markers, wrap
+from training.experiments.common.statistics import (
+    at_best_rate,
+    first_step_at,
+    interval_of_mean,
+    mean_and_spread,
+    rounded,
+    with_interval,
+)
 from training.experiments.grokking import run as grokking
+from training.experiments.induction import report as induction_report
 from training.experiments.induction import run as induction
 from training.experiments.induction.arms import ARMS, LearnedShiftAttention
 from training.experiments.prism_vs_baselines import run as prism_vs_baselines
+from training.experiments.recall_scaling import report as scaling_report
 from training.experiments.recall_scaling import run as recall_scaling
-from training.experiments.small_runs import (
-    SmallRunArguments,
-    at_best_rate,
-    first_step_at,
-    mean_and_spread,
-    rounded,
-    run_jobs,
-)
 
 
 pytestmark = pytest.mark.experiment
@@ -36,26 +43,44 @@ pytestmark = pytest.mark.experiment
 ROOT = Path(__file__).parent.parent
 
 
-def test_prism_vs_baselines(tmp_path, corpus, toy_recipe, in_checkout, capsys):
-    command = ["--recipe", toy_recipe(), "--dataset_name", corpus, "--arms", "prism-tiny", "llama-tiny"]
+def test_prism_vs_baselines(tmp_path, corpus, toy_recipe, in_checkout, in_this_process, capsys):
+    command = [
+        "prism_vs_baselines",
+        "--jobs",
+        "1",
+        "--recipe",
+        toy_recipe(),
+        "--dataset_name",
+        corpus,
+        "--arms",
+        "prism-tiny",
+        "llama-tiny",
+    ]
     command += ["--max_steps", "1", "--learning_rates", "1e-3", "1e-2", "--seeds", "0", "1"]
     command += ["--output_dir", tmp_path / "runs", "--results_dir", tmp_path / "results"]
     command = list(map(str, command))
-    prism_vs_baselines.main(command)
+    experiments.main(command)
     rows = [json.loads(line) for line in (tmp_path / "results" / "results.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * (2 + 1)
+    # The second seed ran at the rate that did better with the first.
+    for arm in ("prism-tiny", "llama-tiny"):
+        *grid, other = (row for row in rows if row["arm"] == arm)
+        best = min(grid, key=lambda row: row["bits_per_byte"])
+        assert (other["seed"], other["learning_rate"]) == (1, best["learning_rate"])
     table = (tmp_path / "results" / "table.md").read_text()
     assert table in capsys.readouterr().out and table.count("\n") == 4
     assert (tmp_path / "results" / "bits_per_byte.png").stat().st_size > 10_000
 
     # A second call repeats nothing.
     finished = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").glob("*/*/model.safetensors")}
-    prism_vs_baselines.main(command)
+    for job in (tmp_path / "runs").glob("*.json"):
+        job.unlink()
+    experiments.main(command)
     assert finished == {file: file.stat().st_mtime_ns for file in finished} and len(finished) == 6
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
-@pytest.mark.parametrize("arguments", [induction.InductionArguments, grokking.GrokkingArguments])
+@pytest.mark.parametrize("arguments", [induction.Arguments, grokking.Arguments])
 def test_a_gpu_that_is_not_there_is_refused(arguments):
     with pytest.raises(ValueError, match="`device`='cuda', but torch finds no GPU"):
         arguments(device="cuda")
@@ -63,19 +88,14 @@ def test_a_gpu_that_is_not_there_is_refused(arguments):
 
 # Small runs on synthetic tasks
 
-TOY = {"hidden_size": 8, "num_attention_heads": 2, "batch_size": 4, "test_examples": 16, "jobs": 1}
+TOY = {"hidden_size": 8, "num_attention_heads": 2, "batch_size": 4, "test_examples": 16}
 TOY |= {"max_steps": 6, "eval_steps": 2, "save_steps": 2, "seeds": [3, 1], "learning_rates": [1e-2, 1e-3]}
 TOY_INDUCTION = {**TOY, "vocab_size": 13, "num_distinct": 6, "num_queries": 3}
 TOY_RECALL = {**TOY, "vocab_size": 12, "length": 12, "num_pairs": 3, "gammas": [0.0, 0.5, 1.0, 2.0]}
-# Experiment, its options, its jobs, what it writes.
+# Its options, its jobs, its figure.
 SMALL_EXPERIMENTS = {
-    "induction": (induction, TOY_INDUCTION, {"arms": ["one-layer", "keys-learned"]}, ["table.md", "accuracy.png"]),
-    "recall_scaling": (
-        recall_scaling,
-        TOY_RECALL,
-        {"depths": [1, 2, 3]},
-        ["tables.md", "best_gamma.png", "analysis.json"],
-    ),
+    "induction": (TOY_INDUCTION, {"arms": ["one-layer", "keys-learned"]}, "accuracy.png"),
+    "recall_scaling": (TOY_RECALL, {"depths": [1, 2, 3]}, "best_gamma.png"),
 }
 
 
@@ -89,14 +109,15 @@ def command_line(options: dict) -> list[str]:
 
 @pytest.mark.parametrize("name", SMALL_EXPERIMENTS)
 def test_small_experiment(name, tmp_path, capsys, request, monkeypatch):
-    experiment, options, jobs, written = SMALL_EXPERIMENTS[name]
-    monkeypatch.setattr(recall_scaling, "RESAMPLES", 200)
+    options, jobs, figure = SMALL_EXPERIMENTS[name]
+    written = ["table.md", figure]
+    monkeypatch.setattr(scaling_report, "RESAMPLES", 200)
     # One of them as users run it.
     if name != "induction":
         request.getfixturevalue("in_this_process")
     folders = {"output_dir": tmp_path / "runs", "results_dir": tmp_path / "results"}
-    command = command_line({**options, **jobs, **folders})
-    experiment.main(command)
+    command = [name, "--jobs", "1", *command_line({**options, **jobs, **folders})]
+    experiments.main(command)
     results = tmp_path / "results"
     rows = [json.loads(line) for line in (results / "results.jsonl").read_text().splitlines()]
     # A run for each rate with the first seed, and one with the second.
@@ -117,9 +138,6 @@ def test_small_experiment(name, tmp_path, capsys, request, monkeypatch):
     assert table in capsys.readouterr().out and table.startswith("| ")
     settings = json.loads((results / "settings.json").read_text())
     assert settings["max_steps"] == 6 and not any(key in settings for key in (*jobs, *folders, "jobs"))
-    if name == "recall_scaling":
-        analysis = json.loads((results / "analysis.json").read_text())
-        assert list(analysis["best_gamma"]) == ["1", "2", "3"] and 0 <= analysis["law"]["r_squared"] <= 1
 
     # A second call repeats nothing, and finished jobs leave no checkpoints.
     def finished():
@@ -129,13 +147,19 @@ def test_small_experiment(name, tmp_path, capsys, request, monkeypatch):
     assert len(before) == len(keys) and all(file.endswith(".json") for file in before)
     for file in written:
         (results / file).unlink()
-    experiment.main(command)
+    experiments.main(command)
     assert finished() == before
     assert rows == [json.loads(line) for line in (results / "results.jsonl").read_text().splitlines()]
     assert (results / written[0]).read_text() == table and all((results / file).stat().st_size for file in written)
 
     with pytest.raises(ValueError, match=r"other settings, \(then, now\): {'batch_size': \(4, 5\)}.*--output_dir"):
-        experiment.main([*command, "--batch_size", "5"])
+        experiments.main([*command, "--batch_size", "5"])
+
+    # The report alone, from the rows.
+    for file in written:
+        (results / file).unlink()
+    experiments.main([name, "--report", "--results_dir", str(results)])
+    assert (results / "table.md").read_text() == table and (results / figure).stat().st_size and finished() == before
 
 
 class Stopped(Exception):
@@ -145,7 +169,7 @@ class Stopped(Exception):
 def stop_after(monkeypatch, steps: int | None) -> list[int]:
     """Lets `Stack.step` run `steps` times; returns the steps done, as a list that grows."""
     done = []
-    step = small_runs.Stack.step
+    step = stacks.Stack.step
 
     def counted(stack, *batch):
         if len(done) == steps:
@@ -153,17 +177,15 @@ def stop_after(monkeypatch, steps: int | None) -> list[int]:
         done.append(stack.steps)
         return step(stack, *batch)
 
-    monkeypatch.setattr(small_runs.Stack, "step", counted)
+    monkeypatch.setattr(stacks.Stack, "step", counted)
     return done
 
 
 RUNS = {
-    "keys-1": lambda stem: induction.run_arm(induction.InductionArguments(**TOY_INDUCTION), "keys-1", stem),
+    "keys-1": lambda stem: induction.run_job(induction.Arguments(**TOY_INDUCTION), "keys-1", stem),
     # It draws from torch's own generator while it trains.
-    "keys-shuffled": lambda stem: induction.run_arm(
-        induction.InductionArguments(**TOY_INDUCTION), "keys-shuffled", stem
-    ),
-    "two layers": lambda stem: recall_scaling.run_depth(recall_scaling.RecallScalingArguments(**TOY_RECALL), 2, stem),
+    "keys-shuffled": lambda stem: induction.run_job(induction.Arguments(**TOY_INDUCTION), "keys-shuffled", stem),
+    "two layers": lambda stem: recall_scaling.run_job(recall_scaling.Arguments(**TOY_RECALL), 2, stem),
 }
 
 
@@ -188,7 +210,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_stopped(name, stop, tmp_path):
 SLEEPER = """
 import os, signal, sys, time
 from pathlib import Path
-from training.experiments.small_runs import run_jobs
+from training.experiments.common.jobs import run_jobs
 
 def sleep(job, stem):
     Path(f"{stem}.pid").write_text(str(os.getpid()))
@@ -262,29 +284,125 @@ def test_jobs_begun_under_other_settings_are_refused(tmp_path, in_this_process):
 @pytest.mark.parametrize(
     "arguments,options,message",
     [
-        (SmallRunArguments, {"jobs": 0}, "`jobs` must be at least 1, got 0"),
-        (SmallRunArguments, {"seeds": []}, "`seeds` must be one or more"),
-        (SmallRunArguments, {"seeds": [0, 0]}, r"`seeds` must be .* all different, got \[0, 0\]"),
-        (SmallRunArguments, {"learning_rates": [0.1, 0.1]}, "`learning_rates` must be .* all different"),
+        (CommandArguments, {"jobs": 0}, "`jobs` must be at least 1, got 0"),
+        (SmallRunArguments, {"seeds": []}, "`seeds` must hold one or more"),
+        (SmallRunArguments, {"seeds": [0, 0]}, r"`seeds` must .* all different, got \[0, 0\]"),
+        (SmallRunArguments, {"seeds": [0, -2]}, "`seeds` must lie between 0 and .*, got -2"),
+        (SmallRunArguments, {"learning_rates": [0.1, 0.1]}, "`learning_rates` must .* all different"),
+        (SmallRunArguments, {"learning_rates": [0.1, float("nan")]}, "`learning_rates` must be positive .* got nan"),
+        (SmallRunArguments, {"learning_rates": [float("inf")]}, "`learning_rates` must be positive and finite"),
+        (SmallRunArguments, {"initializer_range": 0.0}, "`initializer_range` must be positive and finite"),
+        (SmallRunArguments, {"hidden_size": 33}, r"`hidden_size`=33 must be a multiple of 2 \* .*=4"),
+        (SmallRunArguments, {"num_attention_heads": 0}, "`num_attention_heads` must be at least 1"),
+        (SmallRunArguments, {"device": "tpu"}, "`device` must be 'cpu', 'cuda' or .*, got 'tpu'"),
         (SmallRunArguments, {"max_steps": 7, "eval_steps": 2}, "`max_steps`=7 must be a multiple of `eval_steps`=2"),
-        (induction.InductionArguments, {"arms": ["both-1", "nobody"]}, r"unknown names \['nobody'\]; there are one-l"),
-        (induction.InductionArguments, {"num_queries": 32}, "`num_queries` must be 1 to 31"),
-        (recall_scaling.RecallScalingArguments, {"gammas": [0, 1, 2]}, "`gammas` must hold at least three"),
-        (recall_scaling.RecallScalingArguments, {"gammas": [1, 2, 2, 3]}, "`gammas` must hold .* different"),
-        (recall_scaling.RecallScalingArguments, {"depths": [1, 0]}, "`depths` must be .* at least 1"),
-        (recall_scaling.RecallScalingArguments, {"depths": []}, "`depths` must be one or more"),
-        (recall_scaling.RecallScalingArguments, {"num_pairs": 9}, "9 pairs .* raise `length`"),
+        (induction.Arguments, {"arms": ["both-1", "nobody"]}, r"unknown names \['nobody'\]; known are one-l"),
+        (induction.Arguments, {"num_queries": 32}, "`num_queries` must be 1 to 31"),
+        (recall_scaling.Arguments, {"gammas": [0, 1, 2]}, "`gammas` must be finite, at least three"),
+        (recall_scaling.Arguments, {"gammas": [1, 2, 2, 3]}, "`gammas` must hold .* different"),
+        (recall_scaling.Arguments, {"gammas": [1, 2, 3, float("inf")]}, "`gammas` must be finite"),
+        (recall_scaling.Arguments, {"depths": [1, 0]}, "`depths` must be at least 1"),
+        (recall_scaling.Arguments, {"depths": []}, "`depths` must hold one or more"),
+        (prism_vs_baselines.Arguments, {"arms": ["llama"]}, r"`arms` has unknown names \['llama'\]; known are "),
+        (prism_vs_baselines.Arguments, {"max_steps": 0}, "`max_steps` must be at least 1"),
+        (recall_scaling.Arguments, {"num_pairs": 9}, "9 pairs .* raise `length`"),
     ],
 )
-def test_small_runs_refuse(arguments, options, message):
+def test_bad_options_are_refused(arguments, options, message, in_checkout):
     with pytest.raises(ValueError, match=message):
         arguments(**options)
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch):
-    monkeypatch.setattr(small_runs.shutil, "which", lambda name: None)
+    monkeypatch.setattr(arguments.shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match="`torch_compile` needs a C\\+\\+ compiler"):
         SmallRunArguments(torch_compile=True)
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["induktion"], "no experiment 'induktion'; did you mean 'induction'"),
+        (["chess"], "no experiment 'chess'; there are prism_vs_baselines, "),
+        ([], "Name an experiment .*induction.*, or give `--report`"),
+        (["induction", "--learning_rate", "0.1"], "not used .*--learning_rate"),
+        (["induction", "--report", "--seeds", "1"], "not used .*--seeds"),
+        (["induction", "--learning_rates", "nan"], "`learning_rates` must be positive and finite"),
+    ],
+)
+def test_bad_commands_are_refused(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        experiments.main(words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_without_results_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="has no results.jsonl: run the experiment first"):
+        experiments.main(["induction", "--report", "--results_dir", str(tmp_path)])
+
+
+def test_every_experiment_has_one_shape(in_checkout):
+    folders = {file.parent.name for file in experiments.HERE.glob("*/run.py")}
+    assert folders == set(experiments.EXPERIMENTS)
+    for name in folders:
+        options, command = parse(name, [], experiments.module_of(name, "run").Arguments, CommandArguments)
+        assert not command.report and not {"jobs", "output_dir", "results_dir"} & vars(options).keys()
+        files = {file.name for file in (experiments.HERE / name).iterdir()}
+        assert {"arms.py", "run.py", "report.py"} <= files and "__main__.py" not in files
+
+
+# What READMEs show
+
+
+@pytest.mark.parametrize("name", experiments.with_results())
+def test_readmes_show_the_stored_results(name, in_checkout):
+    """No number is typed: tables and blocks are what the report makes of results.jsonl."""
+    folder = experiments.HERE / name
+    report, rows = experiments.module_of(name, "report"), read_results(folder)
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    assert fill(readme, {f"{name}:{key}": block for key, block in report.blocks(rows).items()}) == readme
+    assert (folder / "table.md").read_text(encoding="utf-8") == report.make_tables(rows)
+    figures = {file.name for file in folder.glob("*.png")}
+    assert figures == {f"{stem}.png" for stem in report.make_figures(rows)} and all(f in readme for f in figures)
+    # Measured numbers outside the blocks would be typed ones.
+    rest = re.sub(r"^<!-- ([\w:]+) -->$.*?^<!-- /\1 -->$|```.*?```", "", readme, flags=re.DOTALL | re.MULTILINE)
+    assert not re.search(r"±|\d \(-?[\d.]+ to ", rest)
+
+
+def test_the_table_of_results_is_made_of_the_stored_results(in_checkout):
+    readme = experiments.README.read_text(encoding="utf-8")
+    assert fill(readme, {"results": experiments.results_block()}) == readme
+
+
+def test_fill_replaces_what_stands_between_markers():
+    text = "a\n<!-- x:table -->\nold\n<!-- /x:table -->\nb\n<!-- x:verdict -->\n<!-- /x:verdict -->\n"
+    blocks = {"x:table": "| 1 |\n", "x:verdict": "\\1 of 2"}
+    assert markers(text) == ["x:table", "x:verdict"]
+    filled = fill(text, blocks)
+    assert filled == text.replace("old", "| 1 |").replace("verdict -->\n<", "verdict -->\n\\1 of 2\n<")
+    assert fill(filled, blocks) == filled
+    with pytest.raises(
+        ValueError, match=r"markers of \['x:table', 'x:verdict'\], the report has blocks \['x:table'\]"
+    ):
+        fill(text, {"x:table": ""})
+    with pytest.raises(ValueError, match="lacks the end of its block: <!-- /y -->"):
+        fill("<!-- y -->\n", {"y": ""})
+
+
+def test_paragraphs_and_items_are_wrapped():
+    text = wrap("\nA  b\nc.\n\n- " + 60 * "d " + "\n- e\n  f\n\ng\n")
+    assert text == "A b c.\n\n- " + " ".join(58 * "d") + "\n  d d\n- e f\n\ng\n\n"
+
+
+def test_the_table_of_claims():
+    table = make_claim_table([Claim("one does", "confirmed", "0.9", "induction")])
+    assert table.splitlines()[2] == (
+        "| one does | confirmed | 0.9 | [induction](training/experiments/induction/README.md) |"
+    )
 
 
 # What is made of the rows
@@ -297,15 +415,19 @@ def test_first_step_at():
 
 def test_how_numbers_are_written():
     # Deviations of -1, 0 and 1: with two degrees of freedom, a standard deviation of 1.
-    assert mean_and_spread([1, 2, 3]) == "2.000 ± 1.000" and mean_and_spread([1, 2, 3], 1) == "2.0 ± 1.0"
-    assert mean_and_spread([0.5], 2) == "0.50"
+    assert mean_and_spread([1, 2, 3]) == "2.000 ± 1.000" and mean_and_spread([1000, 3000], ",.0f") == "2,000 ± 1,414"
+    assert mean_and_spread([0.5], ".2f") == "0.50"
+    # 2 +- t(0.975, 2) * 1 / sqrt(3)
+    assert interval_of_mean([1, 2, 3]) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
+    assert with_interval([1, 2, 3], "+.1f") == "+2.0 (-0.5 to +4.5)"
+    assert interval_of_mean([1]) is None and with_interval([1.0]) == "+1.00" and with_interval([]) == ""
     values = torch.tensor([[1 / 3, 12345678.0], [0.0, -1e-9]], dtype=torch.float64)
     assert rounded(values) == [[0.33333, 12346000], [0, -1e-9]] and rounded(values[0, 0], digits=2) == 0.33
 
 
 def test_steps_of():
     def steps(*values):
-        return induction.steps_of([{"steps": value} for value in values], "steps")
+        return induction_report.steps_of([{"steps": value} for value in values], "steps")
 
     assert steps(100, 300, 200) == "200 [100, 300]"
     assert steps(100, None, 200, None) == "150 [100, 200] (2 of 4)"
@@ -330,22 +452,22 @@ GRID = np.array([0.25, 0.5, 1.0, 2.0, 4.0, 8.0])
 @pytest.mark.parametrize("vertex", [0.4, 1.0, 2.7, 5.5])
 def test_the_best_gamma_is_the_vertex(vertex):
     scores = 0.8 - 0.03 * np.log(GRID / vertex) ** 2
-    assert recall_scaling.find_best_gamma(GRID, scores) == pytest.approx(vertex)
+    assert scaling_report.find_best_gamma(GRID, scores) == pytest.approx(vertex)
 
 
 def test_the_best_gamma_at_an_end_is_that_end():
     for vertex, end in ((0.01, 0.25), (100.0, 8.0)):
-        assert recall_scaling.find_best_gamma(GRID, -(np.log(GRID / vertex) ** 2)) == end
+        assert scaling_report.find_best_gamma(GRID, -(np.log(GRID / vertex) ** 2)) == end
     # Of equals, the first; two equal neighbours have the vertex between them.
-    assert recall_scaling.find_best_gamma(GRID, np.ones(6)) == 0.25
-    assert recall_scaling.find_best_gamma(GRID, np.array([0, 1, 1, 0, 0, 0])) == pytest.approx(0.5**0.5)
+    assert scaling_report.find_best_gamma(GRID, np.ones(6)) == 0.25
+    assert scaling_report.find_best_gamma(GRID, np.array([0, 1, 1, 0, 0, 0])) == pytest.approx(0.5**0.5)
 
 
 def test_the_law_is_recovered():
     depths = [1, 2, 4, 8]
-    factor, exponent, r_squared = recall_scaling.fit_law(depths, 4.17 * np.array(depths) ** -0.74)
+    factor, exponent, r_squared = scaling_report.fit_law(depths, 4.17 * np.array(depths) ** -0.74)
     assert (factor, exponent, r_squared) == pytest.approx((4.17, -0.74, 1))
-    assert recall_scaling.fit_law(depths, np.array([1.0, 3.0, 1.0, 3.0]))[2] < 0.5
+    assert scaling_report.fit_law(depths, np.array([1.0, 3.0, 1.0, 3.0]))[2] < 0.5
 
 
 def scaling_rows(spread: float, depths=(1, 2, 4), gammas=(0.0, *GRID)) -> list[dict]:
@@ -362,10 +484,10 @@ def scaling_rows(spread: float, depths=(1, 2, 4), gammas=(0.0, *GRID)) -> list[d
     return rows
 
 
-def test_analyse_recovers_a_known_law(tmp_path, monkeypatch):
-    monkeypatch.setattr(recall_scaling, "RESAMPLES", 200)
+def test_analyse_recovers_a_known_law(monkeypatch):
+    monkeypatch.setattr(scaling_report, "RESAMPLES", 200)
     # Seeds that agree leave nothing open.
-    analysis = recall_scaling.analyse(scaling_rows(spread=0.0))
+    analysis = scaling_report.analyse(scaling_rows(spread=0.0))
     assert analysis["best_gamma"] == pytest.approx({1: 3, 2: 3 / 2**0.5, 4: 1.5})
     assert analysis["published_gamma"][2] == pytest.approx(2.497, abs=1e-3)
     law = analysis["law"]
@@ -374,7 +496,7 @@ def test_analyse_recovers_a_known_law(tmp_path, monkeypatch):
     assert analysis["best_gamma_interval"][1] == pytest.approx([3, 3])
 
     rows = scaling_rows(spread=0.3)
-    analysis = recall_scaling.analyse(rows)
+    analysis = scaling_report.analyse(rows)
     # The seeds' parabolas have one width, so that their mean is at the middle seed's vertex.
     assert analysis["best_gamma"] == pytest.approx({1: 3, 2: 3 / 2**0.5, 4: 1.5})
     for name, value in (("exponent", -0.5), ("factor", 3)):
@@ -382,18 +504,18 @@ def test_analyse_recovers_a_known_law(tmp_path, monkeypatch):
         assert low < value - 0.01 and value + 0.01 < high
     low, high = analysis["best_gamma_interval"][1]
     assert 3 * np.exp(-0.6) < low < 3 < high < 3 * np.exp(0.6)
-    assert analysis == recall_scaling.analyse(rows)
+    assert analysis == scaling_report.analyse(rows)
 
-    tables = recall_scaling.make_tables(rows, analysis)
+    tables = scaling_report.make_tables(rows)
     assert f"| 4 | 1.50 ({analysis['best_gamma_interval'][4][0]:.2f} to " in tables
     assert "| published | 4.17 | -0.74 |" in tables
     assert tables.count("gamma 0 ") == 1
-    recall_scaling.plot(rows, analysis, tmp_path / "plot.png")
+    scaling_report.plot_best_gamma(rows)
     # Two depths are no law; the whole grid need not have gamma 0.
     few = scaling_rows(spread=0.3, depths=(1, 2), gammas=GRID)
-    assert "law" not in recall_scaling.analyse(few)
-    assert "fitted" not in recall_scaling.make_tables(few, recall_scaling.analyse(few))
-    recall_scaling.plot(few, recall_scaling.analyse(few), tmp_path / "plot.png")
+    assert "law" not in scaling_report.analyse(few)
+    assert "fitted" not in scaling_report.make_tables(few)
+    scaling_report.plot_best_gamma(few)
 
 
 def test_the_induction_table():
@@ -404,14 +526,14 @@ def test_the_induction_table():
         for arm, high in (("a", 0.8), ("b", 0.4))
         for rate, seed, accuracy in ((0.1, 0, high), (0.2, 0, 0.1), (0.1, 1, high + 0.1))
     ]
-    lines = induction.make_table(rows).splitlines()
+    lines = induction_report.make_tables(rows).splitlines()
     assert lines[2] == "| a | 0.1 | 2 of 2 | 100 [100, 100] | never | 0.850 ± 0.071 | 0.85 | 4.00 |"
     assert lines[3] == "| b | 0.1 | 0 of 2 | never | never | 0.450 ± 0.071 | 0.45 | 4.00 |"
 
 
 # The arms of the induction experiment
 
-TOY_ARGUMENTS = induction.InductionArguments(**TOY_INDUCTION)
+TOY_ARGUMENTS = induction.Arguments(**TOY_INDUCTION)
 
 
 def attention_of(arm: str, layer: int = 0):
@@ -524,7 +646,7 @@ def test_a_learned_shift_starts_as_llama(states, ids):
 
 def test_a_learned_shift_learns():
     model = induction.build(TOY_ARGUMENTS, "keys-learned", seed=0)
-    small_runs.answer_loss(model, *small_runs.answers_of(*TOY_ARGUMENTS.draw(8, seed=0), "cpu")).backward()
+    stacks.answer_loss(model, *stacks.answers_of(*TOY_ARGUMENTS.draw(8, seed=0), "cpu")).backward()
     gradient = model.causal_lm.model.layers[0].self_attn.head_gamma.grad
     assert gradient.shape == (2,) and (gradient != 0).all()
 

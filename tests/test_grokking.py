@@ -11,8 +11,9 @@ from transformers import AutoTokenizer
 
 from modeling_prism import SphericalConfig, SphericalForCausalLM
 from training import pretrain
+from training.experiments import __main__ as experiments
 from training.experiments.grokking import report, run
-from training.experiments.grokking.arms import ARMS, COMPARISONS
+from training.experiments.grokking.arms import ARMS, COMPARISONS, name_of
 from training.experiments.grokking.read_out import ReadOut
 from training.stacked import Stack
 from training.tasks import arithmetic
@@ -106,10 +107,10 @@ def test_other_bad_input():
         ReadOut(two_layers)
     for wrong, message in (
         ({"arms": ["cube"]}, "unknown names"),
-        ({"arms": []}, "`arms` must be one or more"),
-        ({"seeds": [1, 1]}, "`seeds` must be .* all different"),
-        ({"lr": 0.0}, "`lr` must be above 0"),
-        ({"lr": float("inf")}, "`lr` must be above 0 and finite"),
+        ({"arms": []}, "`arms` must hold one or more"),
+        ({"seeds": [1, 1]}, "`seeds` must .* all different"),
+        ({"lr": 0.0}, "`lr` must be positive and finite"),
+        ({"lr": float("inf")}, "`lr` must be positive and finite"),
         ({"settle_epochs": -50}, "`settle_epochs` must be at least 0"),
         ({"test_onset": 95.0}, "`test_onset` is a share, .* 0.95 for 95 %"),
         ({"eval_epochs": 0}, "`eval_epochs` must be at least 1"),
@@ -117,12 +118,12 @@ def test_other_bad_input():
         ({"modulus": -1}, "`modulus` must be a positive integer"),
     ):
         with pytest.raises(ValueError, match=message):
-            run.GrokkingArguments(**wrong)
+            run.Arguments(**wrong)
 
 
 @pytest.mark.parametrize("arm", ["sphere", "layer_norm", "rms_norm", "sphere-unbounded", "uniform-sphere-wd0"])
 def test_the_read_out_is_the_full_model(arm):
-    arguments = run.GrokkingArguments(modulus=11)
+    arguments = run.Arguments(modulus=11)
     read_out = run.build(arguments, arm, seed=1).double()
     input_ids, answers = make_table("addition", 11)
 
@@ -145,7 +146,7 @@ def test_the_read_out_is_the_full_model(arm):
 
 def test_a_read_out_of_answers_only_has_no_logit_for_equals():
     input_ids, answers = make_table("addition", 11)
-    arguments = run.GrokkingArguments(modulus=11)
+    arguments = run.Arguments(modulus=11)
     whole, only = (run.build(arguments, arm, seed=1) for arm in ("sphere", "sphere-answers-only"))
     torch.testing.assert_close(only(input_ids[:, :2]), whole(input_ids[:, :2])[:, :11], rtol=0, atol=0)
     only_loss, loss = (run.read_out_loss(model, input_ids[:, :2], answers) for model in (only, whole))
@@ -154,7 +155,7 @@ def test_a_read_out_of_answers_only_has_no_logit_for_equals():
 
 
 def test_published_sizes():
-    arguments = run.GrokkingArguments()
+    arguments = run.Arguments()
     counts = {arm: sum(value.numel() for value in run.build(arguments, arm, 1).parameters()) for arm in ARMS}
     # 226,688 as published, and the row of "=" in the unembedding.
     assert counts["sphere"] == 226_688 + 128
@@ -168,9 +169,9 @@ def grok(tmp_path: Path, name: str, **options) -> list[dict]:
         "output_dir": tmp_path / name, "results_dir": tmp_path / f"{name}_results", **options,
     }  # fmt: skip
     words = [str(word) for key, value in command.items() for word in (f"--{key}", value)]
-    run.main([*words, "--arms", "sphere-wd0", "layer_norm", "--seeds", "1", "2", "3"])
-    files = sorted((tmp_path / f"{name}_results" / "results").rglob("*.jsonl"))
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    experiments.main(["grokking", *words, "--arms", "sphere-wd0", "layer_norm", "--seeds", "1", "2", "3"])
+    lines = (tmp_path / f"{name}_results" / "results.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def without_revision(rows: list[dict]) -> list[dict]:
@@ -180,11 +181,10 @@ def without_revision(rows: list[dict]) -> list[dict]:
 def test_command_writes_tables_and_goes_on(tmp_path, monkeypatch, capsys, in_this_process):
     rows = grok(tmp_path, "whole")
     assert len(rows) == 6 and {row["arm"] for row in rows} == {"sphere-wd0", "layer_norm"}
-    table = (tmp_path / "whole_results" / "tables.md").read_text()
+    table = (tmp_path / "whole_results" / "table.md").read_text()
     # What is published is for the published sizes.
     assert table in capsys.readouterr().out and "| sphere-wd0 |" in table and "published\n" not in table
-    for ending in report.FIGURES:
-        assert (tmp_path / "whole_results" / f"addition-mod7-train0.7-lr0.01{ending}.png").stat().st_size > 10_000
+    assert (tmp_path / "whole_results" / "onsets.png").stat().st_size > 10_000
     for row in rows:
         curves = row["curves"]
         assert all(len(curves[name]) == row["epochs"] // 5 + 1 for name in run.CURVES)
@@ -208,9 +208,8 @@ def test_command_writes_tables_and_goes_on(tmp_path, monkeypatch, capsys, in_thi
     assert "The same command goes on" in capsys.readouterr().err
     assert list((tmp_path / "stopped").rglob("*.pt"))
     # The curves so far, beside the checkpoint.
-    for ending in report.FIGURES:
-        (picture,) = (tmp_path / "stopped").rglob(f"sphere-wd0{ending}.png")
-        assert picture.stat().st_size > 10_000
+    (picture,) = (tmp_path / "stopped").rglob("sphere-wd0.png")
+    assert picture.stat().st_size > 10_000
     monkeypatch.setattr(Stack, "step", real_step)
     assert without_revision(grok(tmp_path, "stopped")) == without_revision(rows)
 
@@ -222,9 +221,9 @@ def test_results_of_other_seeds_are_kept_and_other_settings_refused(tmp_path, in
             "seeds": seeds, "output_dir": tmp_path / f"runs-{seeds[0]}{seeds[-1]}",
             "results_dir": tmp_path / "results", **options,
         }  # fmt: skip
-        run.main([word for key, value in command.items() for word in (f"--{key}", *str(value).split())])
-        (file,) = (tmp_path / "results").rglob("sphere.jsonl")
-        return [json.loads(line) for line in file.read_text().splitlines()]
+        words = [word for key, value in command.items() for word in (f"--{key}", *str(value).split())]
+        experiments.main(["grokking", *words])
+        return [json.loads(line) for line in (tmp_path / "results" / "results.jsonl").read_text().splitlines()]
 
     first = go("1 3")
     assert [row["seed"] for row in first] == [1, 3]
@@ -232,19 +231,27 @@ def test_results_of_other_seeds_are_kept_and_other_settings_refused(tmp_path, in
     both = go("2")
     assert [row["seed"] for row in both] == [1, 2, 3] and [both[0], both[2]] == first
     for change in ({"max_epochs": 4}, {"eval_epochs": 5}):
-        with pytest.raises(ValueError, match=f"sphere.jsonl holds seed 1 under .*'{[*change][0]}': .*--results_dir"):
+        with pytest.raises(ValueError, match=f"seed 1 of sphere under .*'{[*change][0]}': .*--results_dir"):
             go("1 2 3", **change, output_dir=tmp_path / "nowhere")
     # Before any work.
     assert not (tmp_path / "nowhere").exists()
     # The command as it is written where nothing else is said goes on from what is stored.
     assert [row["settings"]["max_epochs"] for row in go("2", max_epochs=6, output_dir=tmp_path / "more")] == [5, 6, 5]
+    # Another table, and another arm of this one, join the rest, in the order of the tables.
+    rows = go("1", table="multiplication", arms="layer_norm", output_dir=tmp_path / "table")
+    rows = go("1", arms="sphere-wd0", output_dir=tmp_path / "arm")
+    names = [(name_of(row["table"], row["lr"], row["settings"]), row["arm"], row["seed"]) for row in rows]
+    addition, product = "addition-mod7-train0.7-lr0.0006", "multiplication-mod7-train0.7-lr0.0006"
+    assert names == [
+        (addition, "sphere-wd0", 1), *((addition, "sphere", seed) for seed in (1, 2, 3)), (product, "layer_norm", 1),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1])
 @pytest.mark.parametrize("arm", ["sphere", "uniform-layer_norm", "rms_norm", "sphere-wd0-beta2-0.98"])
 def test_a_seed_follows_torch_adamw_on_the_full_model(arm, chunk_size):
     """Read-out, stack and AdamW together against the whole model under torch.optim.AdamW, in float64."""
-    arguments = run.GrokkingArguments(modulus=11, dtype="float64")
+    arguments = run.Arguments(modulus=11, dtype="float64")
     input_ids, answers = make_table("addition", 11)
     splits = {seed: split_table(len(answers), 0.5, seed)[0] for seed in (1, 2)}
     decay, betas = ARMS[arm].get("weight_decay", 1.0), (0.9, ARMS[arm].get("beta2", 0.999))
@@ -276,19 +283,19 @@ def test_a_seed_follows_torch_adamw_on_the_full_model(arm, chunk_size):
 
 
 def test_nudged_weights_are_those_of_the_seed_but_for_rounding():
-    arguments = run.GrokkingArguments(modulus=7, dtype="float64")
+    arguments = run.Arguments(modulus=7, dtype="float64")
     nudged, plain = (dict(run.build(arguments, arm, 1).named_parameters()) for arm in ("sphere-nudged", "sphere"))
     for name, weight in plain.items():
         changes = (nudged[name] / weight - 1)[weight != 0]
         assert changes.numel() == 0 or 0.5e-7 < changes.std() < 2e-7, name
-    assert run.build(run.GrokkingArguments(modulus=7), "sphere", 1).causal_lm.dtype == torch.float32
+    assert run.build(run.Arguments(modulus=7), "sphere", 1).causal_lm.dtype == torch.float32
 
 
 def test_a_seed_alone_is_a_seed_of_the_stack(tmp_path):
-    arguments = run.GrokkingArguments(modulus=7, train_fraction=0.8, lr=1e-2, max_epochs=40, seeds=[1, 2, 3])
-    alone = run.GrokkingArguments(modulus=7, train_fraction=0.8, lr=1e-2, max_epochs=40, seeds=[2])
-    together = run.run_arm(arguments, "sphere", tmp_path / "together")[1]["curves"]
-    single = run.run_arm(alone, "sphere", tmp_path / "single")[0]["curves"]
+    arguments = run.Arguments(modulus=7, train_fraction=0.8, lr=1e-2, max_epochs=40, seeds=[1, 2, 3])
+    alone = run.Arguments(modulus=7, train_fraction=0.8, lr=1e-2, max_epochs=40, seeds=[2])
+    together = run.run_job(arguments, "sphere", tmp_path / "together")[1]["curves"]
+    single = run.run_job(alone, "sphere", tmp_path / "single")[0]["curves"]
     for name in run.CURVES:
         assert single[name] == pytest.approx(together[name], rel=2e-3)
 
@@ -300,8 +307,8 @@ def test_the_stock_trainer_takes_the_same_steps(tmp_path, request, monkeypatch):
     options += ["--config_overrides", "vocab_size=12", "--learning_rate", "1e-3", "--train_fraction", "0.5"]
     result = pretrain.main(["configuration/recipes/grokking.yaml", *map(str, options)])
 
-    arguments = run.GrokkingArguments(modulus=11, train_fraction=0.5, lr=1e-3, seeds=[1], max_epochs=10)
-    row = run.run_arm(arguments, "sphere", tmp_path / "stack")[0]
+    arguments = run.Arguments(modulus=11, train_fraction=0.5, lr=1e-3, seeds=[1], max_epochs=10)
+    row = run.run_job(arguments, "sphere", tmp_path / "stack")[0]
     assert result["next_token_accuracy"] == pytest.approx(row["curves"]["test_accuracy"][-1], abs=1e-4)
     assert result["nats_per_token"] == pytest.approx(row["curves"]["test_loss"][-1], rel=1e-4)
 
@@ -325,10 +332,8 @@ def test_the_stock_trainer_reaches_the_same_onset(tmp_path, in_checkout):
     history = json.loads((tmp_path / "trainer" / "trainer_state.json").read_text())["log_history"]
     trained = {log["step"]: log["eval_next_token_accuracy"] for log in history if "eval_next_token_accuracy" in log}
 
-    arguments = run.GrokkingArguments(
-        modulus=size, train_fraction=0.9, lr=1e-3, seeds=[1], max_epochs=onset, dtype="float64"
-    )
-    row = run.run_arm(arguments, "sphere", tmp_path / "stack")[0]
+    arguments = run.Arguments(modulus=size, train_fraction=0.9, lr=1e-3, seeds=[1], max_epochs=onset, dtype="float64")
+    row = run.run_job(arguments, "sphere", tmp_path / "stack")[0]
     stacked = dict(enumerate(row["curves"]["test_accuracy"]))
     assert trained == {step: pytest.approx(stacked[step // 10], abs=1e-4) for step in range(10, onset + 10, 10)}
     assert row["test_onset"] == min(step for step, accuracy in trained.items() if accuracy >= 0.95) == onset
@@ -340,7 +345,7 @@ def test_spectral_check_of_a_model_that_adds(monkeypatch):
     c = torch.arange(11)
     phase = 2 * torch.pi / 11 * (answers[:, None] - c)
     logits = torch.cos(2 * phase) + 0.9 * torch.cos(5 * phase)
-    model = run.build(run.GrokkingArguments(modulus=11), "sphere", seed=1)
+    model = run.build(run.Arguments(modulus=11), "sphere", seed=1)
     monkeypatch.setattr(model, "forward", lambda pairs: torch.cat((logits, logits[:, :1]), dim=1))
     spectrum = run.check_spectrum(model, input_ids[:, :2], answers)
     assert spectrum["logits_top5_variance"] == pytest.approx(1)
@@ -364,8 +369,8 @@ def test_table_of_the_report():
         }
         for onset in (500, 700, None)
     ]
-    line = report.make_table({"sphere": rows}, {"sphere": "1,560 ± 853"}).splitlines()[2]
-    assert report.mean_and_spread(rows[2:], "test_onset") == "not in 900"
+    line = report.make_arm_table({"sphere": rows}, {"sphere": "1,560 ± 853"}).splitlines()[2]
+    assert report.epochs_to(rows[2:], "test_onset") == "not in 900"
     assert line == "| sphere | 1,560 ± 853 | 600 ± 141 | 2 of 3 | 100 ± 0 | 500 ± 141 | 99.00 % | 900 |"
 
 

@@ -11,18 +11,20 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from modeling_prism import PrismConfig, PrismForCausalLM
-from modeling_prism.analysis import heads, momentum, prism, untrained_copy
+from modeling_prism.analysis import heads, untrained_copy
 from modeling_prism.analysis.collect import Batch
 from training import pretrain
 from training.data import DataArguments, load_texts, train_tokenizer
+from training.experiments import __main__ as experiments
+from training.experiments.common.jobs import read_results
+from training.experiments.common.statistics import by_arm
 from training.experiments.head_specialisation import measure, report, run
 from training.experiments.head_specialisation.arms import ARMS
 from training.experiments.head_specialisation.effects import (
-    BankFigure,
+    BankMetric,
     Effect,
-    bank_figure,
+    bank_metric,
     effect_of,
-    interval_of_mean,
 )
 
 
@@ -41,7 +43,7 @@ def in_checkout(monkeypatch, request):
 
 @pytest.mark.parametrize("name", ARMS)
 def test_an_arm_changes_what_it_says(name, tmp_path):
-    arguments = run.HeadSpecialisationArguments()
+    arguments = run.Arguments()
     model_arguments, _, training_arguments = pretrain.parse_arguments(arguments.command(name, 1, tmp_path))
     config = pretrain.load_config(model_arguments)
     default = PrismConfig()
@@ -192,22 +194,18 @@ def test_noise_heads_that_are_not_heard_only_decay(command, tmp_path):
     assert 0.99 < ratios.mean() < 1 and ratios.std() < 1e-5
 
 
-def test_what_the_readme_says_of_the_construction():
-    """Its table: the RoPE kernel by base, and the distance of a query that sees 256 equal vectors."""
-    lines = Path("training/experiments/head_specialisation/README.md").read_text(encoding="utf-8").splitlines()
-    first = next(index for index, line in enumerate(lines) if line.startswith("| base |"))
-    for line, base in zip(lines[first + 2 :], (10000 * math.pi, 10000, 10000 / math.pi)):
-        kernel = prism.rope_kernel(momentum.rotary_frequencies(64, base), torch.arange(256))
-        distances = [(torch.softmax(score * kernel, 0) * torch.arange(256)).sum() for score in (2, 4, 8)]
-        expected = [f"{kernel[lag]:.2f}" for lag in (1, 16, 64, 128)] + [f"{distance:.1f}" for distance in distances]
-        assert line.strip("| ").split(" | ")[1:] == expected
+def test_what_the_construction_imposes():
+    """One value by hand: the kernel at lag 1 is the mean of the cosines of 32 frequencies."""
+    line = next(line for line in report.make_construction_table().splitlines() if line.startswith("| 10000 |"))
+    kernel = sum(math.cos(10000 ** (-plane / 32)) for plane in range(32)) / 32
+    assert line.startswith(f"| 10000 | {kernel:.2f} | ") and line.endswith(" | 112.4 | 93.4 | 46.5 |")
 
 
 def test_the_published_rows_agree_with_their_settings():
     folder = Path("training/experiments/head_specialisation")
     settings = json.loads((folder / "settings.json").read_text())
-    arguments = run.HeadSpecialisationArguments(**settings)
-    for arm, rows in report.read_rows(folder / "results.jsonl").items():
+    arguments = run.Arguments(**settings)
+    for arm, rows in by_arm(read_results(folder)).items():
         for row in rows:
             _, data, training = pretrain.parse_arguments(arguments.command(arm, row["seed"], folder))
             assert row["tokens_seen"] == training.max_steps * training.per_device_train_batch_size * data.block_size
@@ -218,12 +216,12 @@ def test_the_published_rows_agree_with_their_settings():
 # Statistics
 
 
-def test_bank_figure():
+def test_bank_metric():
     # Signal 1 2 3 4, noise 5 6 7 0: three of four noise heads are above all signal heads, one is below.
-    figure = bank_figure([[1.0, 2, 5, 6], [3, 4, 7, 0]], 2)
-    assert figure == BankFigure(2.5, 4.5, cliffs_delta=(4 - 12) / 16) and figure.difference == -2
+    figure = bank_metric([[1.0, 2, 5, 6], [3, 4, 7, 0]], 2)
+    assert figure == BankMetric(2.5, 4.5, cliffs_delta=(4 - 12) / 16) and figure.difference == -2
     # Banks of unequal size.
-    assert bank_figure([[9.0, 1, 2]], 1) == BankFigure(9, 1.5, 1)
+    assert bank_metric([[9.0, 1, 2]], 1) == BankMetric(9, 1.5, 1)
 
 
 def test_effect_is_paired_by_seed():
@@ -246,23 +244,17 @@ def test_effect_is_paired_by_seed():
     assert effect.mean("trained", "signal") == 7 and effect.mean("untrained", "noise") == 0
 
 
-def test_intervals_by_hand():
-    # 2 +- t(0.975, 2) * 1 / sqrt(3)
-    assert interval_of_mean([1, 2, 3]) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
-    assert interval_of_mean([1]) is None
-
-
 def test_banks_dealt_at_random_have_no_difference():
     """The negative control: over all ways to deal the heads to banks, effects cancel; swapped banks turn the sign."""
     values = [1.0, 5, 2, 9, 4, 4]
     dealt = [
-        bank_figure([[values[i] for i in (*signal, *sorted(set(range(6)) - set(signal)))]], 3)
+        bank_metric([[values[i] for i in (*signal, *sorted(set(range(6)) - set(signal)))]], 3)
         for signal in itertools.combinations(range(6), 3)
     ]
     assert sum(bank.difference for bank in dealt) == pytest.approx(0)
     assert sum(bank.cliffs_delta for bank in dealt) == pytest.approx(0)
     assert max(bank.difference for bank in dealt) > 3
-    one, other = bank_figure([values], 3), bank_figure([values[3:] + values[:3]], 3)
+    one, other = bank_metric([values], 3), bank_metric([values[3:] + values[:3]], 3)
     assert one.difference == -other.difference != 0 and one.cliffs_delta == -other.cliffs_delta != 0
 
 
@@ -271,8 +263,8 @@ def test_slope_over_bases():
 
     def effect(name, factors=(1, 2, 6), seeds=(0, 1, 2)):
         ratio = math.log(ARMS[name].fields["signal_rope_theta"] / ARMS[name].fields["noise_rope_theta"])
-        trained = [BankFigure(factors[seed] * ratio + 100 * seed, 0, 0) for seed in seeds]
-        return Effect(list(seeds), trained, trained, [BankFigure(100 * seed, 0, 0) for seed in seeds])
+        trained = [BankMetric(factors[seed] * ratio + 100 * seed, 0, 0) for seed in seeds]
+        return Effect(list(seeds), trained, trained, [BankMetric(100 * seed, 0, 0) for seed in seeds])
 
     effects = {name: effect(name) for name in ("default", "equal-bases", "swapped-bases")}
     line = report.make_base_line(effects, 2)
@@ -294,9 +286,9 @@ def test_effect_table():
         count = len(trained)
         return Effect(
             list(range(count)),
-            [BankFigure(1, 0, 0.5)] * count,
-            [BankFigure(2 + value, 0.5, 1) for value in trained],
-            [BankFigure(1, 0.5, 0.25)] * count,
+            [BankMetric(1, 0, 0.5)] * count,
+            [BankMetric(2 + value, 0.5, 1) for value in trained],
+            [BankMetric(1, 0.5, 0.25)] * count,
         )
 
     arms = {"default": effect(0, 1, 2), "lambda-0": effect(3, 4, 8), "lambda-fixed": effect(1, 2, 3)}
@@ -344,7 +336,10 @@ def command(tmp_path, corpus, toy_recipe, in_this_process):
             "max_steps": 3, "num_windows": 4, "jobs": 1, "arms": "default", "seeds": "0",
             "output_dir": tmp_path / "runs", "results_dir": tmp_path / "results", **options,
         }  # fmt: skip
-        run.main([word for name, value in options.items() for word in (f"--{name}", *str(value).split())])
+        experiments.main(
+            ["head_specialisation"]
+            + [word for name, value in options.items() for word in (f"--{name}", *str(value).split())]
+        )
         lines = (tmp_path / "results" / "results.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
@@ -374,7 +369,7 @@ def test_the_command_writes_data_tables_and_plots_and_repeats_nothing(command, c
     }  # fmt: skip
     table = (results / "table.md").read_text()
     assert table in capsys.readouterr().out and table.count("| lambda-1 |") == 1 + len(report.HEAD_METRICS) + 3
-    plots = [results / f"{name}.png" for name in ("heads", "differences", "lag")]
+    plots = [results / f"{name}.png" for name in ("differences", "layers")]
     assert all(plot.stat().st_size > 10_000 for plot in plots)
 
     def finished():
@@ -388,7 +383,8 @@ def test_the_command_writes_data_tables_and_plots_and_repeats_nothing(command, c
     assert (results / "table.md").read_text() == table and all(plot.is_file() for plot in plots)
     # The report alone, from the data.
     (results / "table.md").unlink()
-    assert report.write_report(results) == table == (results / "table.md").read_text()
+    experiments.main(["head_specialisation", "--report", "--results_dir", str(results)])
+    assert (results / "table.md").read_text() == table
 
     # Trained but not measured: it is measured, not trained again.
     (runs / "lambda-1-seed2.json").unlink()
@@ -415,19 +411,18 @@ def test_the_untrained_copy_is_what_training_began_with(command, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"arms": ["default", "nobody"]}, r"`arms` has unknown names \['nobody'\]; there are default, "),
-        ({"arms": []}, "`arms` must be one or more"),
-        ({"arms": ["R-1", "R-1"]}, "`arms` must be .* all different"),
-        ({"seeds": []}, "`seeds` must be one or more"),
-        ({"seeds": [1, 1]}, r"`seeds` must be .* all different, got \[1, 1\]"),
-        ({"jobs": 0}, "`jobs` must be at least 1, got 0"),
+        ({"arms": ["default", "nobody"]}, r"`arms` has unknown names \['nobody'\]; known are default, "),
+        ({"arms": []}, "`arms` must hold one or more"),
+        ({"arms": ["R-1", "R-1"]}, "`arms` must .* all different"),
+        ({"seeds": []}, "`seeds` must hold one or more"),
+        ({"seeds": [1, 1]}, r"`seeds` must .* all different, got \[1, 1\]"),
         ({"max_steps": 0}, "`max_steps` must be at least 1"),
         ({"num_windows": -1}, "`num_windows` must be at least 1"),
     ],
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        run.HeadSpecialisationArguments(**options)
+        run.Arguments(**options)
 
 
 @pytest.mark.parametrize(

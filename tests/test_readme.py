@@ -15,7 +15,7 @@ from modeling_prism import PrismConfig, PrismForCausalLM, SphericalConfig, Spher
 from modeling_prism.analysis import __main__ as analysis
 from training import bindings, tell
 from training.data import DataArguments, load_texts, train_tokenizer
-from training.experiments import small_runs
+from training.experiments.common import arguments
 from training.experiments.grokking import run as grokking
 from training.experiments.overview import plot_overview
 from training.tasks.arithmetic import make_tokenizer
@@ -115,7 +115,7 @@ def parse(monkeypatch, tmp_path):
 
     monkeypatch.setattr(HfArgumentParser, "parse_args_into_dataclasses", read_and_stop)
     # A command is right even if this machine lacks a GPU or a compiler.
-    for module in (small_runs, grokking):
+    for module in (arguments, grokking):
         for check in ("check_device", "check_compiler"):
             monkeypatch.setattr(module, check, lambda device: None)
 
@@ -153,10 +153,10 @@ def test_commands_parse(command, parse):
 @pytest.mark.parametrize(
     ("command", "error", "message"),
     [
-        ("training.experiments.bode --armes momentum", ValueError, "not used .*--armes"),
-        ("training.experiments.bode --arms momentun", ValueError, "unknown names"),
-        ("training.experiments.bodes --arms momentum", ModuleNotFoundError, "bodes"),
-        ("training.experiments.head_specialisation.report --seeds 1", AssertionError, "takes none"),
+        ("training.experiments bode --arm momentum", ValueError, "not used .*--arm'"),
+        ("training.experiments bode --arms momentun", ValueError, "unknown names"),
+        ("training.experiments bodes --arms momentum", ValueError, "no experiment 'bodes'; did you mean 'bode'"),
+        ("training.experiments head_specialisation --report --seeds 1", ValueError, "not used .*--seeds"),
         ("training.pretrain configuration/recipes/quickstart.yaml --learning_rates 1", ValueError, "learning_rates"),
         ("training.pretrain configuration/recipes/quickstart.yaml --init_from x", AssertionError, "from scratch, or"),
         ("training.benchmarks.throughput configuration/models/lama-tiny", AssertionError, "lama-tiny is not there"),

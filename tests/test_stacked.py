@@ -10,7 +10,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from modeling_prism import MomentumConfig, MomentumForCausalLM
-from training.experiments.small_runs import AnswersOnly, SmallRunArguments, answer_loss, small_momentum
+from training.experiments.common.arguments import SmallRunArguments
+from training.experiments.common.stacks import AnswersOnly, answer_loss, small_momentum
 from training.stacked import Stack
 
 

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from training.experiments.small_runs import answer_accuracy, answer_loss, answers_of
+from training.experiments.common.stacks import answer_accuracy, answer_loss, answers_of
 from training.tasks import induction, recall
 from training.tasks.induction import draw_induction, draw_repeats, make_induction
 from training.tasks.recall import IGNORED, ZOOLOGY_SETTINGS, choose_distinct, draw_recall, make_recall

@@ -33,10 +33,10 @@ from training.benchmarks.throughput import (
     spread,
     write_result,
 )
+from training.experiments.common.stacks import answer_loss, answers_of, small_momentum
 from training.experiments.grokking import run as grokking
-from training.experiments.induction.run import InductionArguments
-from training.experiments.recall_scaling.run import RecallScalingArguments
-from training.experiments.small_runs import answer_loss, answers_of, small_momentum
+from training.experiments.induction import run as induction
+from training.experiments.recall_scaling import run as recall_scaling
 from training.stacked import Stack
 from training.tasks.arithmetic import make_table, split_table
 
@@ -108,7 +108,7 @@ def full_pass_loss(model: nn.Module, input_ids: torch.Tensor, answers: torch.Ten
 
 def prepare_grokking(arguments: StackingArguments) -> tuple[Way, Way]:
     """Full models, one at a time, and the stack of their read-outs."""
-    options = grokking.GrokkingArguments(device=arguments.device)
+    options = grokking.Arguments(device=arguments.device)
     input_ids, answers = (tensor.to(arguments.device) for tensor in make_table(options.table, options.modulus))
     read_outs, full_batches, batches = [], [], []
     for seed in range(arguments.models):
@@ -122,8 +122,8 @@ def prepare_grokking(arguments: StackingArguments) -> tuple[Way, Way]:
 
 
 SETTINGS = {
-    "induction": functools.partial(prepare_momentum, InductionArguments, {"momentum_streams": "k"}),
-    "recall": functools.partial(prepare_momentum, RecallScalingArguments, {}),
+    "induction": functools.partial(prepare_momentum, induction.Arguments, {"momentum_streams": "k"}),
+    "recall": functools.partial(prepare_momentum, recall_scaling.Arguments, {}),
     "grokking": prepare_grokking,
 }
 

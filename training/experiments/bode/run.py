@@ -1,40 +1,37 @@
 """
 Bode plot of trained Momentum models: the response of every rotary plane, measured in the loaded model, against the
-formula; and what the filter does to the queries and keys of real text. Finished runs are kept, so a stopped
-experiment goes on where it was.
+formula; and what the filter does to the queries and keys of real text.
 
 ```bash
-python -m training.experiments.bode --dataset_name FOLDER
+python -m training.experiments bode --dataset_name FOLDER
 ```
 """
 
 import functools
 import math
-import os
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_prism import MomentumConfig
 from modeling_prism.analysis import cut_texts, momentum, response, untrained_copy
 from training import pretrain
 from training.data import DataArguments, load_texts, load_tokenizer
 from training.experiments.bode.arms import ARMS
-from training.experiments.bode.report import write_report
-from training.experiments.small_runs import (
+from training.experiments.common.arguments import (
     CorpusArguments,
     check_arms,
-    check_lists,
     check_positive,
-    rounded,
-    run_jobs,
-    write_results,
+    check_rates,
+    check_seeds,
+    settings_of,
 )
+from training.experiments.common.jobs import run_jobs, write_results
+from training.experiments.common.statistics import rounded
 
 
 # What the wrong formula's gamma has more, and the planes (of layer 0, keys) whose whole curves are kept.
@@ -43,7 +40,7 @@ CURVES = {"fast": 0.0, "middle": 0.25, "slow": 1.0}
 
 
 @dataclass
-class BodeArguments(CorpusArguments):
+class Arguments(CorpusArguments):
     """Which models, and how finely they are measured."""
 
     model_config: str = field(
@@ -63,20 +60,12 @@ class BodeArguments(CorpusArguments):
     num_stories: int = field(
         default=64, metadata={"help": "Validation stories, half for the spectra and half for what they predict."}
     )
-    jobs: int = field(
-        default_factory=lambda: os.cpu_count() or 1, metadata={"help": "Runs at once, one thread each; 1 on a GPU."}
-    )
-    output_dir: str = field(default="outputs/bode", metadata={"help": "Where the runs go."})
-    results_dir: str = field(
-        default=str(Path(__file__).parent), metadata={"help": "Where results.jsonl, table.md and the plots go."}
-    )
 
     def __post_init__(self):
         check_arms(self, ARMS)
-        check_lists(self, "seeds")
-        check_positive(self, "max_steps", "jobs")
-        if not self.learning_rate > 0:
-            raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate}.")
+        check_seeds(self)
+        check_positive(self, "max_steps")
+        check_rates(self, "learning_rate")
         if self.num_frequencies < 3 or self.num_frequencies % 2 == 0:
             raise ValueError(f"`num_frequencies` must be odd and at least 3, got {self.num_frequencies}.")
         if self.num_stories < 2 or self.num_stories % 2 == 1:
@@ -106,7 +95,7 @@ class BodeArguments(CorpusArguments):
 
     def data_arguments(self) -> DataArguments:
         """The corpus as the recipe cuts it."""
-        _, data_arguments, _ = pretrain.parse_arguments(self.pretrain_options(self.arms[0], 0, Path(self.output_dir)))
+        _, data_arguments, _ = pretrain.parse_arguments(self.pretrain_options(self.arms[0], 0, Path("outputs")))
         return data_arguments
 
 
@@ -269,7 +258,7 @@ def measure_text(model: PreTrainedModel, windows: Sequence[Tensor]) -> dict:
     return found
 
 
-def run_job(arguments: BodeArguments, job: tuple[str, int], stem: Path) -> list[dict]:
+def run_job(arguments: Arguments, job: tuple[str, int], stem: Path) -> list[dict]:
     """Trains one arm with one seed, loads what was saved, and measures it."""
     arm, seed = job
     # A list of gammas does not fit on a command line; a folder of its own, since other seeds run beside this one.
@@ -304,29 +293,18 @@ def run_job(arguments: BodeArguments, job: tuple[str, int], stem: Path) -> list[
     ]
 
 
-def main(argv: list[str] | None = None) -> None:
-    (arguments,) = HfArgumentParser(BodeArguments).parse_args_into_dataclasses(
-        sys.argv[1:] if argv is None else argv, look_for_args_file=False
-    )
+def run(arguments: Arguments, folder: Path, results: Path, processes: int) -> None:
+    """Runs what is missing in `folder` and writes all rows to `results`."""
     # Refuses a corpus that is not there, or is too small, before any process is started.
     stories = len(load_texts(arguments.data_arguments())["validation"])
     if stories < arguments.num_stories:
         raise ValueError(
             f"`num_stories`={arguments.num_stories}, but the validation part has {stories}: ask for fewer."
         )
-    apart = ("arms", "seeds", "output_dir", "results_dir", "jobs")
-    settings = {key: value for key, value in asdict(arguments).items() if key not in apart}
+    settings = settings_of(arguments, "arms", "seeds")
     # By arm, seed after seed, so that a stopped experiment has whole seeds.
     jobs = {f"{arm}-seed{seed}": (arm, seed) for seed in arguments.seeds for arm in arguments.arms}
-    run = functools.partial(run_job, arguments)
-    rows = run_jobs(run, jobs, Path(arguments.output_dir), settings, arguments.jobs)
+    rows = run_jobs(functools.partial(run_job, arguments), jobs, folder, settings, processes)
     # Stable: seeds stay in their order.
     rows.sort(key=lambda row: arguments.arms.index(row["arm"]))
-
-    results = Path(arguments.results_dir)
     write_results(results, rows, settings)
-    print(write_report(rows, results))
-
-
-if __name__ == "__main__":
-    main()

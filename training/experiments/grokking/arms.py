@@ -74,3 +74,11 @@ COMPARISONS = {
     ("sphere-wd0-tau-40", "sphere-wd0"): "tau 40 for 10",
 }
 PUBLISHED = ["sphere-wd0", "sphere", "layer_norm", "rms_norm"]
+
+
+def name_of(table: str, lr: float, settings: dict) -> str:
+    """The name of a table's results: `addition-lr0.0006`, and any setting that is not the published one."""
+    modulus = "" if table == "s5" or settings["modulus"] == 113 else f"-mod{settings['modulus']}"
+    fraction = "" if settings["train_fraction"] == 0.3 else f"-train{settings['train_fraction']:g}"
+    dtype = "" if settings.get("dtype", "float32") == "float32" else f"-{settings['dtype']}"
+    return f"{table}{modulus}{fraction}-lr{lr:g}{dtype}"

@@ -3,29 +3,23 @@ Grokking with and without a delay: the published tables with any number of seeds
 the controls that the published evidence lacks, as arms of the same command.
 
 ```bash
-python -m training.experiments.grokking --table addition --lr 6e-4
-python -m training.experiments.grokking --table addition --lr 6e-4 --arms sphere-unbounded sphere-nudged --seeds 1 2 3
-python -m training.experiments.grokking --table s5 --lr 1e-3 --max_epochs 100000 --device cuda --jobs 1
+python -m training.experiments grokking --table addition --lr 6e-4
+python -m training.experiments grokking --table addition --lr 6e-4 --arms sphere-unbounded sphere-nudged --seeds 1 2 3
+python -m training.experiments grokking --table s5 --lr 1e-3 --max_epochs 100000 --device cuda --jobs 1
 ```
 
-A stopped arm goes on from its last checkpoint, beside which its curves so far are drawn; a finished one is not
-repeated. The tables and plots are made anew from all results there are.
+A stopped arm goes on from its last checkpoint, beside which its curves are drawn. New rows join the stored ones.
 """
 
 import functools
-import json
-import math
-import os
-import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import HfArgumentParser
 
 from modeling_prism import SphericalConfig, SphericalForCausalLM
 from modeling_prism.analysis.examine import unembedding_in_use
@@ -35,19 +29,21 @@ from modeling_prism.analysis.spherical import (
     fourier_energies,
     top_frequencies,
 )
-from training.experiments.grokking.arms import ARMS, PUBLISHED
-from training.experiments.grokking.read_out import ReadOut
-from training.experiments.grokking.report import plot, write_report
-from training.experiments.small_runs import (
+from training.experiments.common.arguments import (
     check_arms,
     check_compiler,
     check_device,
-    check_lists,
     check_positive,
-    first_step_at,
-    run_jobs,
-    save_checkpoint,
+    check_rates,
+    check_seeds,
+    settings_of,
 )
+from training.experiments.common.jobs import read_results, run_jobs, write_results
+from training.experiments.common.stacks import save_checkpoint
+from training.experiments.common.statistics import first_step_at
+from training.experiments.grokking.arms import ARMS, PUBLISHED, name_of
+from training.experiments.grokking.read_out import ReadOut
+from training.experiments.grokking.report import plot_curves
 from training.stacked import Stack
 from training.tasks.arithmetic import TABLES, check_table, make_table, split_table
 
@@ -57,7 +53,7 @@ CURVES = ("train_accuracy", "test_accuracy", "train_loss", "test_loss", "logit_n
 
 
 @dataclass
-class GrokkingArguments:
+class Arguments:
     """The experiment's options."""
 
     table: Literal[TABLES] = field(default="addition", metadata={"help": "What is to be learned."})
@@ -82,23 +78,15 @@ class GrokkingArguments:
         default="float32", metadata={"help": "float64: rounding does not part runs that take the same steps."}
     )
     device: str = field(default="cpu", metadata={"help": "'cpu' or 'cuda'."})
-    jobs: int = field(
-        default_factory=lambda: os.cpu_count() or 1, metadata={"help": "Arms at once, one thread each; 1 on a GPU."}
-    )
-    output_dir: str = field(default="outputs/grokking", metadata={"help": "Where checkpoints and finished arms are."})
-    results_dir: str = field(
-        default=str(Path(__file__).parent), metadata={"help": "Where results/, the tables and the plots go."}
-    )
 
     def __post_init__(self):
         check_arms(self, ARMS)
-        check_lists(self, "seeds")
-        check_positive(self, "max_epochs", "eval_epochs", "save_epochs", "jobs")
+        check_seeds(self)
+        check_positive(self, "max_epochs", "eval_epochs", "save_epochs")
+        check_rates(self, "lr")
         check_device(self.device)
         if self.torch_compile:
             check_compiler(self.device)
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"`lr` must be above 0 and finite, got {self.lr}.")
         if self.settle_epochs < 0:
             raise ValueError(f"`settle_epochs` must be at least 0, got {self.settle_epochs}.")
         check_table(self.table, self.modulus)
@@ -111,19 +99,15 @@ class GrokkingArguments:
     @property
     def settings(self) -> dict:
         """What every row of results carries."""
-        apart = ("table", "arms", "lr", "seeds", "output_dir", "results_dir", "jobs", "device", "torch_compile")
-        return {key: value for key, value in asdict(self).items() if key not in (*apart, "save_epochs")}
+        return settings_of(self, "table", "arms", "lr", "seeds", "save_epochs")
 
     @property
     def name(self) -> str:
-        """What the results of this table and these settings are filed under."""
-        modulus = "" if self.table == "s5" or self.modulus == 113 else f"-mod{self.modulus}"
-        fraction = "" if self.train_fraction == 0.3 else f"-train{self.train_fraction:g}"
-        dtype = "" if self.dtype == "float32" else f"-{self.dtype}"
-        return f"{self.table}{modulus}{fraction}-lr{self.lr:g}{dtype}"
+        """What the results of this table and these settings go by."""
+        return name_of(self.table, self.lr, self.settings)
 
 
-def build(arguments: GrokkingArguments, arm: str, seed: int) -> ReadOut:
+def build(arguments: Arguments, arm: str, seed: int) -> ReadOut:
     """The published one-layer model of an arm before training."""
     apart = ("weight_decay", "beta2", "answers_only", "nudge")
     fields = {key: value for key, value in ARMS[arm].items() if key not in apart}
@@ -181,7 +165,7 @@ def check_spectrum(model: ReadOut, pairs: torch.Tensor, answers: torch.Tensor) -
     }
 
 
-def make_row(arguments: GrokkingArguments, arm: str, seed: int, curves: dict, model: ReadOut, pairs, answers) -> dict:
+def make_row(arguments: Arguments, arm: str, seed: int, curves: dict, model: ReadOut, pairs, answers) -> dict:
     """What is kept of one seed when it is done."""
     train_onset = first_step_at(curves["train_accuracy"], TRAIN_ONSET, arguments.eval_epochs)
     test_onset = first_step_at(curves["test_accuracy"], arguments.test_onset, arguments.eval_epochs)
@@ -202,7 +186,7 @@ def make_row(arguments: GrokkingArguments, arm: str, seed: int, curves: dict, mo
     }
 
 
-def run_arm(arguments: GrokkingArguments, arm: str, stem: Path) -> list[dict]:
+def run_job(arguments: Arguments, arm: str, stem: Path) -> list[dict]:
     """All seeds of an arm, as one stack from which seeds leave as they are done."""
     device = arguments.device
     input_ids, answers = (tensor.to(device) for tensor in make_table(arguments.table, arguments.modulus))
@@ -236,8 +220,8 @@ def run_arm(arguments: GrokkingArguments, arm: str, stem: Path) -> list[dict]:
             state = {"stack": stack.state_dict(), "active": active, "finished": finished, "curves": curves}
             save_checkpoint(state, checkpoint)
             if stack.steps:
-                so_far = {seed: {**curves[seed], "every": arguments.eval_epochs} for seed in curves}
-                plot({arm: so_far}, f"{stem.parent.name}, up to epoch {stack.steps:,}", stem)
+                title = f"{stem.parent.name}, {arm}, up to epoch {stack.steps:,}"
+                plot_curves(list(curves.values()), arguments.eval_epochs, title).savefig(f"{stem}.png")
         if stack.steps % arguments.eval_epochs == 0:
             masks = torch.stack([is_train[seed] for seed in active])
             shared = (tensor.expand(len(active), *tensor.shape) for tensor in (pairs, answers))
@@ -272,44 +256,44 @@ def run_arm(arguments: GrokkingArguments, arm: str, stem: Path) -> list[dict]:
     return [finished[seed] for seed in arguments.seeds]
 
 
-def kept_rows(arguments: GrokkingArguments, file: Path) -> list[dict]:
+def other_rows(arguments: Arguments, stored: list[dict]) -> list[dict]:
     """
-    What `file` holds of other seeds. Refuses to replace a seed that was run under other settings, or further than
-    `max_epochs`; a higher one than then changes nothing but how long a seed may take.
+    The stored rows that this command does not make anew. Refuses to replace a seed that was run under other settings,
+    or further than `max_epochs`; a higher one changes nothing but how long a seed may take.
     """
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-    for row in rows:
+    others = []
+    for row in stored:
+        if name_of(row["table"], row["lr"], row["settings"]) != arguments.name or row["arm"] not in arguments.arms:
+            others.append(row)
+            continue
         differences = {
             key: (row["settings"][key], value)
             for key, value in arguments.settings.items()
             if (value < row["epochs"] if key == "max_epochs" else value != row["settings"][key])
         }
-        if row["seed"] in arguments.seeds and differences:
+        if row["seed"] not in arguments.seeds:
+            others.append(row)
+        elif differences:
             raise ValueError(
-                f"{file} holds seed {row['seed']} under other settings, (then, now): {differences}. Give another "
-                "`--results_dir`, or those settings."
+                f"The results hold seed {row['seed']} of {row['arm']} under other settings, (then, now): "
+                f"{differences}. Give another `--results_dir`, or those settings."
             )
-    return [row for row in rows if row["seed"] not in arguments.seeds]
+    return others
 
 
-def main(argv: list[str] | None = None) -> None:
-    (arguments,) = HfArgumentParser(GrokkingArguments).parse_args_into_dataclasses(
-        sys.argv[1:] if argv is None else argv, look_for_args_file=False
-    )
-    results = Path(arguments.results_dir, "results", arguments.name)
-    files = {arm: results / f"{arm}.jsonl" for arm in arguments.arms}
-    kept = {arm: kept_rows(arguments, file) for arm, file in files.items()}
+def run(arguments: Arguments, folder: Path, results: Path, processes: int) -> None:
+    """Runs what is missing in `folder` and adds the rows to those of `results`."""
+
+    def stored() -> list[dict]:
+        return other_rows(arguments, read_results(results) if (results / "results.jsonl").is_file() else [])
+
+    # Before any work; and again after it, as another table may have been added meanwhile.
+    stored()
     settings = {"table": arguments.table, "lr": arguments.lr, "seeds": arguments.seeds, **arguments.settings}
-    folder = Path(arguments.output_dir, arguments.name)
     jobs = {arm: arm for arm in arguments.arms}
-    rows = run_jobs(functools.partial(run_arm, arguments), jobs, folder, settings, arguments.jobs)
+    rows = run_jobs(functools.partial(run_job, arguments), jobs, folder / arguments.name, settings, processes)
 
-    results.mkdir(parents=True, exist_ok=True)
-    for arm, file in files.items():
-        all_rows = sorted([*kept[arm], *(row for row in rows if row["arm"] == arm)], key=lambda row: row["seed"])
-        file.write_text("".join(json.dumps(row) + "\n" for row in all_rows), encoding="utf-8")
-    print(write_report(Path(arguments.results_dir)))
+    def place(row: dict) -> tuple:
+        return name_of(row["table"], row["lr"], row["settings"]), list(ARMS).index(row["arm"]), row["seed"]
 
-
-if __name__ == "__main__":
-    main()
+    write_results(results, sorted(stored() + rows, key=place))

@@ -8,7 +8,6 @@ sample of anything beyond it.
 from dataclasses import dataclass
 from statistics import fmean
 
-import numpy as np
 import torch
 from scipy import stats
 
@@ -16,8 +15,8 @@ from modeling_prism.analysis.prism import cliffs_delta
 
 
 @dataclass(frozen=True)
-class BankFigure:
-    """A figure of heads in both banks of one model: means over the heads of all layers, and their effect size."""
+class BankMetric:
+    """A metric of heads in both banks of one model: means over the heads of all layers, and their effect size."""
 
     signal: float
     noise: float
@@ -28,26 +27,28 @@ class BankFigure:
         return self.signal - self.noise
 
 
-def bank_figure(figure: list[list[float]], num_signal_heads: int) -> BankFigure:
-    """Splits a figure (L, H), signal heads first, by bank."""
-    signal, noise = torch.tensor(figure, dtype=torch.float64).tensor_split((num_signal_heads,), dim=1)
-    return BankFigure(signal.mean().item(), noise.mean().item(), cliffs_delta(signal, noise))
+def bank_metric(metric: list[list[float]], num_signal_heads: int) -> BankMetric:
+    """Splits a metric (L, H), signal heads first, by bank."""
+    signal, noise = torch.tensor(metric, dtype=torch.float64).tensor_split((num_signal_heads,), dim=1)
+    return BankMetric(signal.mean().item(), noise.mean().item(), cliffs_delta(signal, noise))
 
 
 @dataclass(frozen=True)
 class Effect:
     """
-    A figure of one arm: the banks of the models, one a seed; untrained, trained, and trained but measured with equal
+    A metric of one arm: the banks of the models, one a seed; untrained, trained, and trained but measured with equal
     bases.
     """
 
     seeds: list[int]
-    untrained: list[BankFigure]
-    trained: list[BankFigure]
-    equal_bases: list[BankFigure]
+    untrained: list[BankMetric]
+    trained: list[BankMetric]
+    equal_bases: list[BankMetric]
 
     def differences(self, state: str) -> list[float]:
-        """Signal - noise of each seed; `state` is "untrained", "trained" or "equal_bases"."""
+        """Signal - noise of each seed; `state` is "untrained", "trained", "equal_bases" or "added"."""
+        if state == "added":
+            return self.added
         return [bank.difference for bank in getattr(self, state)]
 
     @property
@@ -61,16 +62,16 @@ class Effect:
         return [value - others[seed] for seed, value in zip(self.seeds, self.added) if seed in others]
 
     def mean(self, state: str, field: str) -> float:
-        """Mean over seeds of a field of `BankFigure`."""
+        """Mean over seeds of a field of `BankMetric`."""
         return fmean(getattr(bank, field) for bank in getattr(self, state))
 
 
-def effect_of(rows: list[dict], figure: str) -> Effect:
-    """The effect on one figure in the rows of one arm."""
+def effect_of(rows: list[dict], metric: str) -> Effect:
+    """The effect on one metric in the rows of one arm."""
     states = ("untrained", "trained", "trained, equal bases")
     return Effect(
         [row["seed"] for row in rows],
-        *([bank_figure(row[state][figure], row["num_signal_heads"]) for row in rows] for state in states),
+        *([bank_metric(row[state][metric], row["num_signal_heads"]) for row in rows] for state in states),
     )
 
 
@@ -88,11 +89,3 @@ def slopes(x: list[float], effects: list[Effect], state: str) -> list[float]:
     seeds = [seed for seed in effects[0].seeds if all(seed in effect.seeds for effect in effects)]
     y = [[effect.differences(state)[effect.seeds.index(seed)] for effect in effects] for seed in seeds]
     return [float(stats.linregress(x, differences).slope) for differences in y]
-
-
-def interval_of_mean(values: list[float]) -> tuple[float, float] | None:
-    """Student's 95 % confidence interval of the mean over seeds; None: fewer than two."""
-    if len(values) < 2:
-        return None
-    mean, half = np.mean(values), stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return float(mean - half), float(mean + half)

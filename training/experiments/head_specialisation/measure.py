@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from modeling_prism.analysis import collect_windows, cut_texts
 from modeling_prism.analysis.collect import Batch, Reducer
 from modeling_prism.analysis.reducers import HEAD_METRICS, head_metrics, head_reducer
-from training.experiments.small_runs import rounded
+from training.experiments.common.statistics import rounded
 
 
 # A batch of 256-token windows of a small model.
@@ -24,7 +24,7 @@ MEMORY_BUDGET = 2**28
 # Lags are averaged from each edge to before the next (tokens): attention falls by orders of magnitude over them.
 LAG_EDGES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 WITHOUT_FIRST = "without first token"
-FIGURES_WITHOUT_FIRST = ("distance", "centroid", "entropy")
+METRICS_WITHOUT_FIRST = ("distance", "centroid", "entropy")
 
 
 def choose_windows(
@@ -97,26 +97,26 @@ def equal_bases(model: PreTrainedModel) -> Iterator[None]:
 
 def measure_heads(model: PreTrainedModel, windows: Sequence[Tensor]) -> dict[str, list]:
     """
-    The figures of all heads on windows of one length.
+    The metrics of all heads on windows of one length.
 
     Returns:
-        those of `HEAD_METRICS`, and `<figure>, without first token` of `FIGURES_WITHOUT_FIRST`: (L, H); `bands`,
+        those of `HEAD_METRICS`, and `<metric>, without first token` of `METRICS_WITHOUT_FIRST`: (L, H); `bands`,
         shares of the spectrum's energy in `analysis.heads.BANDS` (L, H, bands); `lags by bank` (2, bins), of signal
         and of noise heads.
     """
     length = len(windows[0])
     reducers = [head_reducer(length), sink_free_reducer(length)]
     sums = collect_windows(model, windows, reducers, memory_budget=MEMORY_BUDGET, progress=False)
-    figures = head_metrics(sums)
+    metrics = head_metrics(sums)
     prefix = f"{WITHOUT_FIRST}/"
     sink_free = head_metrics({k.removeprefix(prefix): value for k, value in sums.items() if k.startswith(prefix)})
-    banks = figures["lags"].split(
+    banks = metrics["lags"].split(
         (model.config.num_signal_heads, model.config.num_attention_heads - model.config.num_signal_heads), dim=1
     )
     measured = {
-        **{name: figures[name] for name in HEAD_METRICS if name in figures},
-        **{f"{name}, {WITHOUT_FIRST}": sink_free[name] for name in FIGURES_WITHOUT_FIRST},
-        "bands": figures["bands"],
+        **{name: metrics[name] for name in HEAD_METRICS if name in metrics},
+        **{f"{name}, {WITHOUT_FIRST}": sink_free[name] for name in METRICS_WITHOUT_FIRST},
+        "bands": metrics["bands"],
         "lags by bank": torch.stack([bin_lags(bank.mean((0, 1))) for bank in banks]),
     }
     return {name: rounded(values, digits=4) for name, values in measured.items()}

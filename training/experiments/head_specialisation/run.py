@@ -1,39 +1,35 @@
 """
 Does training make signal heads long-range and low-frequency, and noise heads local and high-frequency, beyond what
-pi-RoPE imposes by construction? Small Prism models, each beside its untrained copy. Finished runs are kept, so a
-stopped experiment goes on where it was.
+pi-RoPE imposes by construction? Small Prism models, each beside its untrained copy.
 
 ```bash
-python -m training.experiments.head_specialisation --dataset_name FOLDER
+python -m training.experiments head_specialisation --dataset_name FOLDER
 ```
 """
 
 import functools
-import os
-import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_prism.analysis import untrained_copy
 from training import pretrain
 from training.data import load_texts
-from training.experiments.head_specialisation.arms import ARMS
-from training.experiments.head_specialisation.measure import choose_windows, equal_bases, measure_heads
-from training.experiments.head_specialisation.report import write_report
-from training.experiments.small_runs import (
+from training.experiments.common.arguments import (
     CorpusArguments,
     check_arms,
-    check_lists,
     check_positive,
-    run_jobs,
-    write_results,
+    check_seeds,
+    settings_of,
 )
+from training.experiments.common.jobs import run_jobs, write_results
+from training.experiments.head_specialisation.arms import ARMS
+from training.experiments.head_specialisation.measure import choose_windows, equal_bases, measure_heads
 
 
 @dataclass
-class HeadSpecialisationArguments(CorpusArguments):
+class Arguments(CorpusArguments):
     """Which arms, and how many runs of each."""
 
     config_overrides: str = field(
@@ -46,16 +42,11 @@ class HeadSpecialisationArguments(CorpusArguments):
     )
     max_steps: int = field(default=400, metadata={"help": "Steps of every run."})
     num_windows: int = field(default=64, metadata={"help": "Validation stories whose beginnings heads are shown."})
-    jobs: int = field(default_factory=lambda: os.cpu_count() or 1, metadata={"help": "Processes, one thread each."})
-    output_dir: str = field(default="outputs/head_specialisation", metadata={"help": "Where the runs go."})
-    results_dir: str = field(
-        default=str(Path(__file__).parent), metadata={"help": "Where results.jsonl, table.md and the plots go."}
-    )
 
     def __post_init__(self):
         check_arms(self, ARMS)
-        check_lists(self, "seeds")
-        check_positive(self, "max_steps", "num_windows", "jobs")
+        check_seeds(self)
+        check_positive(self, "max_steps", "num_windows")
 
     def command(self, arm: str, seed: int, output_dir: Path) -> list[str]:
         """The words after `python -m training.pretrain` that train one model."""
@@ -75,7 +66,7 @@ class HeadSpecialisationArguments(CorpusArguments):
         return [self.recipe, *(str(word) for key, value in options.items() for word in (f"--{key}", value))]
 
 
-def run_one(arguments: HeadSpecialisationArguments, job: tuple[str, int], stem: Path) -> list[dict]:
+def run_job(arguments: Arguments, job: tuple[str, int], stem: Path) -> list[dict]:
     """Trains one model, and measures its heads and those of its untrained copy."""
     arm, seed = job
     command = arguments.command(arm, seed, stem)
@@ -105,26 +96,15 @@ def run_one(arguments: HeadSpecialisationArguments, job: tuple[str, int], stem: 
     return [row]
 
 
-def main(argv: list[str] | None = None) -> None:
-    (arguments,) = HfArgumentParser(HeadSpecialisationArguments).parse_args_into_dataclasses(
-        sys.argv[1:] if argv is None else argv, look_for_args_file=False
-    )
-    folder = Path(arguments.output_dir)
+def run(arguments: Arguments, folder: Path, results: Path, processes: int) -> None:
+    """Runs what is missing in `folder` and writes all rows to `results`."""
     jobs = {f"{arm}-seed{seed}": (arm, seed) for arm in arguments.arms for seed in arguments.seeds}
-    # What all runs would stumble over is found before any of them starts, and the texts are in the cache for all.
+    # Mistakes that every run would share are refused before any starts; and the texts are in the cache for all.
     if not all((folder / f"{name}.json").is_file() for name in jobs):
         for name, job in jobs.items():
             model_arguments, data_arguments, _ = pretrain.parse_arguments(arguments.command(*job, folder / name))
             pretrain.load_config(model_arguments)
         load_texts(data_arguments)
-    apart = ("arms", "seeds", "output_dir", "results_dir", "jobs")
-    settings = {key: value for key, value in asdict(arguments).items() if key not in apart}
-    rows = run_jobs(functools.partial(run_one, arguments), jobs, folder, settings, arguments.jobs)
-
-    results = Path(arguments.results_dir)
+    settings = settings_of(arguments, "arms", "seeds")
+    rows = run_jobs(functools.partial(run_job, arguments), jobs, folder, settings, processes)
     write_results(results, rows, settings)
-    print(write_report(results))
-
-
-if __name__ == "__main__":
-    main()

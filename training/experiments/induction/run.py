@@ -1,37 +1,25 @@
 """
 Can one layer do induction? Arms with and without the shear, controls, several seeds, each arm at the best of the same
-learning rates. Finished arms are kept, so a stopped experiment goes on where it was.
+learning rates.
 
 ```bash
-python -m training.experiments.induction
+python -m training.experiments induction
 ```
 """
 
 import functools
-import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from transformers import HfArgumentParser
 
 from modeling_prism.analysis.heads import prefix_matching_score
+from training.experiments.common.arguments import SmallRunArguments, check_arms, settings_of
+from training.experiments.common.jobs import run_jobs, write_results
+from training.experiments.common.stacks import AnswersOnly, answer_loss, answers_of, small_momentum, train_stack
+from training.experiments.common.statistics import first_step_at
 from training.experiments.induction.arms import ARMS
-from training.experiments.small_runs import (
-    AnswersOnly,
-    SmallRunArguments,
-    answer_loss,
-    answers_of,
-    at_best_rate,
-    check_arms,
-    first_step_at,
-    run_jobs,
-    small_momentum,
-    train_stack,
-    write_results,
-)
 from training.tasks.induction import draw_induction, draw_repeats
 
 
@@ -41,17 +29,13 @@ REPEATED_SEQUENCES = 64
 
 
 @dataclass
-class InductionArguments(SmallRunArguments):
+class Arguments(SmallRunArguments):
     """The experiment's own options."""
 
     arms: list[str] = field(default_factory=lambda: list(ARMS), metadata={"help": f"Of {', '.join(ARMS)}."})
     vocab_size: int = field(default=64, metadata={"help": "Tokens of the task."})
     num_distinct: int = field(default=32, metadata={"help": "Tokens shown before the questions."})
-    num_queries: int = field(default=16, metadata={"help": "Questions a sequence."})
-    output_dir: str = field(default="outputs/induction", metadata={"help": "Where finished arms are kept."})
-    results_dir: str = field(
-        default=str(Path(__file__).parent), metadata={"help": "Where results.jsonl, table.md and the plot go."}
-    )
+    num_queries: int = field(default=16, metadata={"help": "Questions per sequence."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -72,7 +56,7 @@ class InductionArguments(SmallRunArguments):
         return self.num_distinct + 2 * self.num_queries
 
 
-def build(arguments: InductionArguments, name: str, seed: int) -> AnswersOnly:
+def build(arguments: Arguments, name: str, seed: int) -> AnswersOnly:
     """The model of an arm before training."""
     arm = ARMS[name]
     fields = {"momentum_streams": arm.streams, "momentum_placement": arm.placement}
@@ -88,7 +72,7 @@ def build(arguments: InductionArguments, name: str, seed: int) -> AnswersOnly:
 
 
 @torch.no_grad()
-def look_at_repeats(model: AnswersOnly, arguments: InductionArguments) -> dict:
+def look_at_repeats(model: AnswersOnly, arguments: Arguments) -> dict:
     """Loss on, and prefix-matching score of every head over, random tokens with one segment repeated."""
     segment = arguments.length // 4
     drawn = draw_repeats(
@@ -102,7 +86,7 @@ def look_at_repeats(model: AnswersOnly, arguments: InductionArguments) -> dict:
     }
 
 
-def run_arm(arguments: InductionArguments, name: str, stem: Path) -> list[dict]:
+def run_job(arguments: Arguments, name: str, stem: Path) -> list[dict]:
     """All runs of an arm: the grid with the first seed, then the other seeds at the best learning rate."""
     first, *others = arguments.seeds
     plan = [(rate, first) for rate in arguments.learning_rates]
@@ -135,83 +119,9 @@ def run_arm(arguments: InductionArguments, name: str, stem: Path) -> list[dict]:
     return rows
 
 
-def steps_of(rows: list[dict], key: str) -> str:
-    """Median and extremes of the steps of the seeds that got there."""
-    steps = [row[key] for row in rows if row[key] is not None]
-    if not steps:
-        return "never"
-    missing = f" ({len(steps)} of {len(rows)})" if len(steps) < len(rows) else ""
-    return f"{np.median(steps):.0f} [{min(steps)}, {max(steps)}]{missing}"
-
-
-def make_table(rows: list[dict]) -> str:
-    """The Markdown table of the README, a row an arm."""
-    lines = [
-        "| arm | best learning rate | locked in | steps to 50 %, median [extremes] | steps to 90 % "
-        "| final accuracy, mean ± std | prefix matching of the best head | loss on repeats, nats |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        best = at_best_rate(rows, arm=arm)
-        accuracy = np.array([row["accuracy"] for row in best])
-        spread = f" ± {accuracy.std(ddof=1):.3f}" if len(best) > 1 else ""
-        locked = sum(row["steps_to_lock_in"] is not None for row in best)
-        heads = [max(max(layer) for layer in row["prefix_matching"]) for row in best]
-        lines.append(
-            f"| {arm} | {best[0]['learning_rate']:g} | {locked} of {len(best)} | {steps_of(best, 'steps_to_lock_in')} "
-            f"| {steps_of(best, 'steps_to_master')} | {accuracy.mean():.3f}{spread} "
-            f"| {np.mean(heads):.2f} | {np.mean([row['repeats_loss'] for row in best]):.2f} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def plot(rows: list[dict], arguments: InductionArguments, file: Path) -> None:
-    """Accuracy against steps, every seed, a panel an arm."""
-    arms = list(dict.fromkeys(row["arm"] for row in rows))
-    columns = min(6, len(arms))
-    figure, axes = plt.subplots(
-        -(-len(arms) // columns),
-        columns,
-        figsize=(2.4 * columns, 2 * -(-len(arms) // columns)),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-    )
-    for axis in axes.flat[len(arms) :]:
-        axis.set_visible(False)
-    for axis, arm in zip(axes.flat, arms):
-        for row in at_best_rate(rows, arm=arm):
-            axis.plot(np.arange(len(row["curve"])) * arguments.eval_steps, row["curve"], color="black", linewidth=0.8)
-        axis.axhline(1 / arguments.num_distinct, color="grey", linestyle=":", linewidth=0.8)
-        axis.set_title(arm, fontsize=9)
-        axis.set_ylim(0, 1)
-    figure.supxlabel("steps", fontsize=9)
-    figure.supylabel("share of answers right (dotted: a guess among the tokens shown)", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
-
-
-def main(argv: list[str] | None = None) -> None:
-    (arguments,) = HfArgumentParser(InductionArguments).parse_args_into_dataclasses(
-        sys.argv[1:] if argv is None else argv, look_for_args_file=False
-    )
-    apart = ("arms", "output_dir", "results_dir", "jobs", "device", "torch_compile", "save_steps")
-    settings = {key: value for key, value in asdict(arguments).items() if key not in apart}
-    rows = run_jobs(
-        functools.partial(run_arm, arguments),
-        {arm: arm for arm in arguments.arms},
-        Path(arguments.output_dir),
-        settings,
-        arguments.jobs,
-    )
-    results = Path(arguments.results_dir)
+def run(arguments: Arguments, folder: Path, results: Path, processes: int) -> None:
+    """Runs what is missing in `folder` and writes all rows to `results`."""
+    settings = settings_of(arguments, "arms")
+    jobs = {arm: arm for arm in arguments.arms}
+    rows = run_jobs(functools.partial(run_job, arguments), jobs, folder, settings, processes)
     write_results(results, rows, settings)
-    table = make_table(rows)
-    (results / "table.md").write_text(table, encoding="utf-8")
-    plot(rows, arguments, results / "accuracy.png")
-    print(table)
-
-
-if __name__ == "__main__":
-    main()

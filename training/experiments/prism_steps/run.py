@@ -1,44 +1,43 @@
 """
 What keeps Prism behind its own body with ordinary attention? Its step size, its rotary values, its circuits and the
-weights of its heads, one change at a time. Finished runs are kept, so a stopped experiment goes on where it was.
+weights of its heads, one change at a time.
 
 ```bash
-python -m training.experiments.prism_steps --dataset_name FOLDER
+python -m training.experiments prism_steps --dataset_name FOLDER
 ```
 """
 
 import dataclasses
 import functools
 import math
-import os
-import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import DatasetDict
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training import pretrain
 from training.data import load_texts, make_blocks, train_tokenizer
-from training.experiments.prism_steps.arms import ARMS
-from training.experiments.prism_steps.modeling import PrismStepsConfig
-from training.experiments.small_runs import (
+from training.experiments.common.arguments import (
     CorpusArguments,
     check_arms,
-    check_lists,
     check_positive,
-    run_jobs,
-    write_results,
+    check_rates,
+    check_seeds,
+    settings_of,
 )
+from training.experiments.common.jobs import run_jobs, write_results
+from training.experiments.prism_steps.arms import ARMS
+from training.experiments.prism_steps.modeling import PrismStepsConfig
 from training.metrics import score_tokens
 from training.ngrams import KneserNey
 from training.tasks import Blocks
 
 
 @dataclass
-class PrismStepsArguments(CorpusArguments):
+class Arguments(CorpusArguments):
     """Which arms, and how many runs of each."""
 
     arms: list[str] = field(default_factory=lambda: list(ARMS), metadata={"help": "Names of `arms.py`."})
@@ -50,16 +49,12 @@ class PrismStepsArguments(CorpusArguments):
     num_hidden_layers: int = field(default=3, metadata={"help": "Blocks."})
     block_size: int = field(default=128, metadata={"help": "Tokens in a training example."})
     max_steps: int = field(default=2400, metadata={"help": "Steps of 8 examples: 2.46 M tokens."})
-    jobs: int = field(default_factory=lambda: os.cpu_count() or 1, metadata={"help": "Processes, one thread each."})
-    output_dir: str = field(default="outputs/prism_steps", metadata={"help": "Where the runs go."})
-    results_dir: str = field(
-        default=str(Path(__file__).parent), metadata={"help": "Where results.jsonl, table.md and the plots go."}
-    )
 
     def __post_init__(self):
         check_arms(self, ARMS)
-        check_lists(self, "learning_rates", "seeds")
-        check_positive(self, "hidden_size", "num_hidden_layers", "block_size", "max_steps", "jobs")
+        check_rates(self, "learning_rates")
+        check_seeds(self)
+        check_positive(self, "hidden_size", "num_hidden_layers", "block_size", "max_steps")
 
     def command(self, arm: str, learning_rate: float, seed: int, output_dir: Path) -> list[str]:
         """The words after `python -m training.pretrain` that train one model."""
@@ -82,7 +77,7 @@ class PrismStepsArguments(CorpusArguments):
             "model_config": model,
             "config_overrides": overrides,
             "dataset_name": self.dataset_name,
-            "tokenizer_name": Path(self.output_dir, "tokenizer"),
+            "tokenizer_name": output_dir.parent / "tokenizer",
             "num_train_stories": 19620,
             # One half to choose by, the other to report.
             "num_validation_stories": 496,
@@ -129,10 +124,10 @@ def unseen_blocks(data_arguments, tokenizer) -> Blocks:
     return make_blocks(DatasetDict(train=unseen, validation=unseen), tokenizer, data_arguments)
 
 
-def floor(order: int, arguments: PrismStepsArguments, command: list[str]) -> dict:
+def floor(order: int, arguments: Arguments, command: list[str], tokenizer_name: Path) -> dict:
     """Both scores of a Kneser-Ney model that has counted as many tokens as the arms are trained on."""
     _, data_arguments, training_arguments = pretrain.parse_arguments(command)
-    tokenizer = AutoTokenizer.from_pretrained(Path(arguments.output_dir, "tokenizer"))
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
     num_tokens = arguments.max_steps * training_arguments.train_batch_size * arguments.block_size
     blocks = make_blocks(load_texts(data_arguments), tokenizer, data_arguments)
     counted = np.concatenate(blocks.train.select(range(num_tokens // arguments.block_size))["input_ids"])
@@ -149,12 +144,12 @@ def floor(order: int, arguments: PrismStepsArguments, command: list[str]) -> dic
     }
 
 
-def run_one(arguments: PrismStepsArguments, job: tuple[str, float, int], stem: Path) -> list[dict]:
+def run_job(arguments: Arguments, job: tuple[str, float, int], stem: Path) -> list[dict]:
     """Trains one model and scores it."""
     arm, learning_rate, seed = job
     command = arguments.command(arm, learning_rate, seed, stem)
     if ARMS[arm].ngram:
-        return [{"arm": arm, **floor(ARMS[arm].ngram, arguments, command)}]
+        return [{"arm": arm, **floor(ARMS[arm].ngram, arguments, command, stem.parent / "tokenizer")}]
     result = pretrain.main(command)
     del result["saved_in"]
     _, data_arguments, _ = pretrain.parse_arguments(command)
@@ -176,11 +171,8 @@ def run_one(arguments: PrismStepsArguments, job: tuple[str, float, int], stem: P
     return [{"arm": arm, "learning_rate": learning_rate, **result, **ratios}]
 
 
-def main(argv: list[str] | None = None) -> None:
-    (arguments,) = HfArgumentParser(PrismStepsArguments).parse_args_into_dataclasses(
-        sys.argv[1:] if argv is None else argv, look_for_args_file=False
-    )
-    folder = Path(arguments.output_dir)
+def run(arguments: Arguments, folder: Path, results: Path, processes: int) -> None:
+    """Runs what is missing in `folder` and writes all rows to `results`."""
     jobs = {
         f"{arm}-lr{rate:g}-seed{seed}": (arm, rate, seed)
         for seed in arguments.seeds
@@ -194,11 +186,7 @@ def main(argv: list[str] | None = None) -> None:
             [arguments.recipe, "--dataset_name", arguments.dataset_name, "--num_train_stories", "19620"]
         )
         train_tokenizer(load_texts(data_arguments)["train"], 2048).save_pretrained(folder / "tokenizer")
-    apart = ("arms", "learning_rates", "seeds", "output_dir", "results_dir", "jobs")
-    settings = {key: value for key, value in asdict(arguments).items() if key not in apart}
-    rows = run_jobs(functools.partial(run_one, arguments), jobs, folder, settings, arguments.jobs)
-    write_results(Path(arguments.results_dir), rows, settings)
-
-
-if __name__ == "__main__":
-    main()
+    settings = settings_of(arguments, "arms", "learning_rates", "seeds")
+    write_results(
+        results, run_jobs(functools.partial(run_job, arguments), jobs, folder, settings, processes), settings
+    )

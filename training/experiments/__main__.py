@@ -1,0 +1,107 @@
+"""
+Runs an experiment, or rebuilds its report from the stored results.
+
+```bash
+python -m training.experiments induction
+python -m training.experiments induction --report
+python -m training.experiments --report
+```
+
+A folder is one claim: `arms.py` says what differs, `run.py` turns jobs into rows, `report.py` turns rows into tables,
+figures and the numbers of the READMEs. Finished jobs are kept, so that a stopped experiment goes on where it was.
+"""
+
+import difflib
+import importlib
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from training.experiments.common.arguments import CommandArguments, ReportArguments, parse
+from training.experiments.common.jobs import read_results
+from training.experiments.common.readme import fill_file, make_claim_table
+
+
+HERE = Path(__file__).parent
+README = HERE.parent.parent / "README.md"
+# In the order of the README's table.
+EXPERIMENTS = [
+    "prism_vs_baselines",
+    "head_specialisation",
+    "prism_steps",
+    "induction",
+    "recall_scaling",
+    "bode",
+    "grokking",
+]
+
+
+@dataclass
+class AllArguments:
+    """Options without the name of an experiment."""
+
+    report: bool = field(default=False, metadata={"help": "Rebuild all reports, and the README's table of results."})
+
+
+def module_of(name: str, part: str):
+    return importlib.import_module(f"training.experiments.{name}.{part}")
+
+
+def with_results() -> list[str]:
+    """The experiments whose results are stored in their folders."""
+    return [name for name in EXPERIMENTS if (HERE / name / "results.jsonl").is_file()]
+
+
+def write_report(name: str, folder: Path) -> None:
+    """Tables and figures of one experiment into `folder`, and its README where it has one."""
+    report, rows = module_of(name, "report"), read_results(folder)
+    table = report.make_tables(rows)
+    (folder / "table.md").write_text(table, encoding="utf-8")
+    print(table)
+    for stem, figure in report.make_figures(rows).items():
+        figure.savefig(folder / f"{stem}.png", dpi=200)
+    if folder == HERE / name:
+        fill_file(folder / "README.md", {f"{name}:{key}": block for key, block in report.blocks(rows).items()})
+
+
+def results_block() -> str:
+    """The table "Results" of the project's README."""
+    return make_claim_table(
+        [claim for name in with_results() for claim in module_of(name, "report").claims(read_results(HERE / name))]
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    known = ", ".join(EXPERIMENTS)
+    if argv and not argv[0].startswith("-"):
+        name, *options = argv
+        if name not in EXPERIMENTS:
+            close = difflib.get_close_matches(name, EXPERIMENTS, n=1)
+            raise ValueError(
+                f"There is no experiment {name!r}; "
+                + (f"did you mean {close[0]!r}?" if close else f"there are {known}.")
+            )
+        if "--report" in options:
+            (command,) = parse(name, options, ReportArguments)
+        else:
+            run = module_of(name, "run")
+            arguments, command = parse(name, options, run.Arguments, CommandArguments)
+            command.output_dir = command.output_dir or f"outputs/{name}"
+        results = Path(command.results_dir or HERE / name)
+        if not command.report:
+            run.run(arguments, Path(command.output_dir), results, command.jobs)
+        write_report(name, results)
+        if results != HERE / name:
+            return
+    else:
+        (command,) = parse("", argv, AllArguments, epilog=f"Experiments: {known}.")
+        if not command.report:
+            raise ValueError(f"Name an experiment ({known}), or give `--report` for the reports of all.")
+        for name in with_results():
+            write_report(name, HERE / name)
+    fill_file(README, {"results": results_block()})
+
+
+if __name__ == "__main__":
+    main()

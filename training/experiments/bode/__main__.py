@@ -1,5 +1,0 @@
-from training.experiments.bode.run import main
-
-
-if __name__ == "__main__":
-    main()
