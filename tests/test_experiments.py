@@ -395,7 +395,7 @@ def test_fill_replaces_what_stands_between_markers():
 
 def test_paragraphs_and_items_are_wrapped():
     text = wrap("\nA  b\nc.\n\n- " + 60 * "d " + "\n- e\n  f\n\ng\n")
-    assert text == "A b c.\n\n- " + " ".join(58 * "d") + "\n  d d\n- e f\n\ng\n\n"
+    assert text == "A b c.\n\n- " + " ".join(59 * "d") + "\n  d\n- e f\n\ng\n\n"
 
 
 def test_the_table_of_claims():
