@@ -137,7 +137,7 @@ def blocks(rows: list[dict]) -> dict[str, str]:
     )
     verdict = f"""
 **Confirmed, but the high-pass filter is not the reason.** One layer whose keys carry the previous token does
-induction in {locked_in(best["keys-1"])} seeds; without the shear it does so in {locked_in(best["one-layer"])}. With
+induction in {locked_in(best["keys-1"])} seeds. Without the shear it does so in {locked_in(best["one-layer"])}. With
 gamma 1, keys alone end at {acc["keys-1"]} of the answers. A low-pass filter, gamma -0.5, does no worse:
 {acc["keys-negative"]}.
 """
@@ -147,7 +147,8 @@ gamma 1, keys alone end at {acc["keys-1"]} of the answers. A low-pass filter, ga
   {acc["keys-learned"]}. With the token before the last or one at random, the layer learns nothing:
   {mean("keys-wrong-lag")} and {mean("keys-shuffled")}.
 - **Queries alone do nothing** ({mean("queries-1")}): a query's own predecessor does not tell it where to look.
-- **Keys alone beat both streams**, as the follow-up paper says: {mean("keys-1")} against {mean("both-1")} at gamma 1.
+- **Keys alone beat both streams**, as the follow-up paper says. At gamma 1 they reach {mean("keys-1")}, both streams
+  {mean("both-1")}.
 - **The shear need not follow RoPE.** Before RoPE, keys alone reach {mean("keys-1-pre-rope")} and both streams
   {mean("both-1-pre-rope")}.
 - **Momentum buys an early start, not a better answer.** Keys alone have half of the answers after {steps("keys-1")}

@@ -119,9 +119,9 @@ def blocks(rows: list[dict]) -> dict[str, str]:
     cost = {arm: flops_of(arm) for arm in (PRISM, "llama-tiny", "llama-tiny-compute")}
 
     verdict = f"""
-**Behind every baseline, early in training.** At 0.52 M tokens Prism is {min(behind):.2f} to {max(behind):.2f} bits
-per byte worse than every baseline, at equal parameters and at equal compute. But no arm has learned much: the best
-has {min(means.values()):.3f} bits per byte, an interpolated Kneser-Ney bigram of the same tokens
+**Behind every baseline, early in training.** After 0.52 M tokens Prism is worse than every baseline, by
+{min(behind):.2f} to {max(behind):.2f} bits per byte, at equal parameters and at equal compute. But no arm has learned
+much: the best has {min(means.values()):.3f} bits per byte, an interpolated Kneser-Ney bigram of the same tokens
 {N_GRAMS["bigram"]:.3f}. So this measures early training speed and nothing more. It neither confirms nor refutes the
 published claim.
 """
@@ -135,11 +135,11 @@ published claim.
         + [[f"Kneser-Ney {name}", "", "", f"{floor:.3f}", ""] for name, floor in N_GRAMS.items()],
     )
     findings = f"""
-- **Every arm is worse than a bigram.** The trigram has {N_GRAMS["trigram"]:.3f} bits per byte and the 4-gram
-  {N_GRAMS["4-gram"]:.3f}. They were scored on every eighth block of the same validation text.
+- **Every arm is worse than a bigram.** Longer n-grams have {N_GRAMS["trigram"]:.3f} (trigram) and
+  {N_GRAMS["4-gram"]:.3f} bits per byte. They were scored on every eighth block of the same validation text.
 - **The body does not explain the distance.** `gpt-neox-tiny` is Prism's body with ordinary attention in place of the
   dictionary, and does as well as GPT-2: {means["gpt-neox-tiny"]:.3f} against {means["gpt2-tiny"]:.3f}.
-- **Some baselines could do better.** {len(edge)} baselines do best at an edge of the grid of learning rates
+- **Some baselines could do better.** Of the baselines, {len(edge)} do best at an edge of the grid of learning rates
   ({", ".join(f"`{arm}`" for arm in edge)}). A wider grid could only widen the distance, as Prism's best rate lies
   inside.
 - **One interval includes zero**, that of {" and ".join(f"`{arm}`" for arm in unclear)}. One of its seeds went badly;
@@ -150,7 +150,7 @@ published claim.
 - **Equal compute** counts the full square of attention. Counted with the causal half, Prism costs
   {100 * (1 - cost[PRISM][1] / cost["llama-tiny-compute"][1]):.0f} % less than its compute-matched baselines.
 - **Speed.** Prism trains at {speeds[PRISM]["tokens_ratio"]["median"]:.2f} of Llama's tokens per second, because a
-  token costs it {cost[PRISM][0] / cost["llama-tiny"][0]:.1f} times the FLOPs. `throughput.json` has the rounds, the
+  token costs it {cost[PRISM][0] / cost["llama-tiny"][0]:.1f} times the FLOPs. `throughput.json` has all speeds, the
   hardware and the versions.
 - The published setting, 50 M parameters and 655 M tokens, has not been run.
   `configuration/recipes/tinystories_50m.yaml` is that run, and `--model_config configuration/models/gpt-neox-50m` its

@@ -183,7 +183,7 @@ def blocks(rows: list[dict]) -> dict[str, str]:
     """What the README shows of the results, by block."""
     analysis, low_rate, final = analyse(rows), analyse(at_one_rate(rows)), analyse(rows, "accuracy")
     law, (depths, gammas) = law_of(analysis), grid_of(rows)
-    best = list(analysis["best_gamma"].values())
+    best, low_best = (list(found["best_gamma"].values()) for found in (analysis, low_rate))
     rates = sorted({row["learning_rate"] for row in rows})
 
     def mean(depth: int, gamma: float, key: str = "mean_accuracy") -> str:
@@ -194,7 +194,6 @@ def blocks(rows: list[dict]) -> dict[str, str]:
         for gamma in gammas
         if all(at_best_rate(rows, layers=N, gamma=gamma)[0]["learning_rate"] == rates[0] for N in depths)
     ]
-    gammas_at_low = ", ".join(f"{value:.2f}" for value in low_rate["best_gamma"].values())
     verdict = f"""
 **The law is not found here.** From one layer to four the best gamma stays between {min(best):.2f} and
 {max(best):.2f}. The fitted exponent is {law["exponent"]}, the published one {PUBLISHED_EXPONENT}. The grid of
@@ -203,13 +202,13 @@ learning rates is too short to call this a refutation: large gammas do best at i
     findings = f"""
 - **The grid of learning rates is the main limit.** It has two rates, {rates[0]:g} and {rates[1]:g}. Gammas
   {" and ".join(f"{gamma:g}" for gamma in low_only)} do better at the lower one at every depth, so a still lower rate
-  may lift them. At {rates[0]:g} for all gammas (first seed) the best gammas are larger, and still fall far short of
-  the law's: {gammas_at_low}.
+  may lift them. At the lower rate for all (first seed) the best gammas lie between {min(low_best):.2f} and
+  {max(low_best):.2f}: larger, and still far from the law's.
 - **The intervals cover seeds alone.** They come from drawing three seeds anew, and know nothing of the grid of
   gammas, the rates or the task.
-- **The law's own gamma does worse here.** One layer at gamma 4 has {mean(1, 4.0)} of the answers right over training,
-  at gamma 1 {mean(1, 1.0)}. Four layers at gamma 4 learn nothing in this time.
-- **Momentum helps where depth is missing.** One layer ends at {mean(1, 1.0, "accuracy")} with gamma 1, and at
+- **The law's own gamma does worse here.** For one layer the law asks for about gamma 4, which has {mean(1, 4.0)} of
+  the answers right over training. Gamma 1 has {mean(1, 1.0)}. Four layers at gamma 4 learn nothing in this time.
+- **Momentum helps where depth is missing.** One layer ends at {mean(1, 1.0, "accuracy")} with momentum, and at
   {mean(1, 0.0, "accuracy")} without. Two layers learn the task without it, but later: {mean(2, 0.0)} over training
   against {mean(2, 1.0)}.
 - Judged by final accuracy the best gammas are of the same size and less certain: the exponent lies between
