@@ -1,10 +1,13 @@
 """What the configurations of all families refuse: each field carries its own condition, checked whenever it is set."""
 
+import difflib
 import math
+import weakref
 from collections.abc import Callable
-from dataclasses import field
+from dataclasses import field, fields
 from typing import Any, ClassVar
 
+from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 
@@ -39,19 +42,71 @@ def activation(default: str) -> Any:
 
 
 class CheckedConfig:
-    """Goes before `PreTrainedConfig` among the bases of a configuration. Every refusal is a plain `ValueError`."""
+    """
+    Goes before `PreTrainedConfig` among the bases of a configuration. Every refusal is a plain `ValueError`.
+
+    A field that a model was built from cannot change any more: the model would compute with the old value and be
+    saved with the new one. `followed_fields` are handed on to the model instead; `free_fields` are read where needed.
+    """
 
     # Saves the configuration's file beside config.json, where `trust_remote_code=True` looks for it.
     _auto_class: ClassVar[str | None] = "AutoConfig"
+    # Model types whose folders the family opens, too.
+    opens: ClassVar[tuple[str, ...]] = ()
+    followed_fields: ClassVar[tuple[str, ...]] = ()
+    free_fields: ClassVar[tuple[str, ...]] = (
+        *("vocab_size", "max_position_embeddings", "initializer_range", "tie_word_embeddings", "use_cache"),
+        *("pad_token_id", "bos_token_id", "eos_token_id", "pretraining_tp"),
+        *(declared.name for declared in fields(PreTrainedConfig)),
+    )
+    # What other architectures call the fields.
+    names_elsewhere: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("n_embd", "d_model", "dim"), "hidden_size"),
+        **dict.fromkeys(("n_layer", "n_layers", "num_layers"), "num_hidden_layers"),
+        **dict.fromkeys(("n_head", "n_heads", "num_heads"), "num_attention_heads"),
+        **dict.fromkeys(("n_inner", "d_ff", "ffn_dim"), "intermediate_size"),
+        **dict.fromkeys(("n_positions", "n_ctx", "max_seq_len", "max_sequence_length"), "max_position_embeddings"),
+        **dict.fromkeys(("activation_function", "hidden_activation"), "hidden_act"),
+        **dict.fromkeys(("dropout", "resid_pdrop", "embd_pdrop", "hidden_dropout_prob"), "hidden_dropout"),
+        **dict.fromkeys(("attn_pdrop", "attention_probs_dropout_prob"), "attention_dropout"),
+        **dict.fromkeys(("gamma",), "momentum_gamma"),
+        **dict.fromkeys(("tau",), "logit_scale"),
+    }
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        # A saved configuration, which names its version, may hold what other tools wrote.
+        if self.transformers_version is None:
+            known = {"auto_map", "quantization_config", *type(self).__dataclass_fields__}
+            for name in kwargs:
+                if name in vars(self) and name not in known and not name.startswith("_"):
+                    raise ValueError(f"`{name}` is not a field of {type(self).__name__}.")
         # `@strict` calls this too, but wraps the error in a type of its own.
         self.validate_architecture()
 
     def __setattr__(self, name: str, value: Any):
+        self.check_name(name)
         self.check_field(name, value)
+        models = self.attached_models() if name in type(self).__dataclass_fields__ else []
+        if models and name not in (*self.free_fields, *self.followed_fields) and value != getattr(self, name):
+            raise ValueError(
+                f"`{name}` cannot change: a model was built with {getattr(self, name)!r}. Build another from "
+                f"`{type(self).__name__}.from_dict({{**config.to_dict(), {name!r}: {value!r}}})`."
+            )
         super().__setattr__(name, value)
+        if name in self.followed_fields:
+            for model in models:
+                model.follow_config(name, value)
+
+    @classmethod
+    def check_name(cls, name: str):
+        """Raises `ValueError` if `name` is no field but looks like one, or is what another architecture calls one."""
+        if name.startswith("_") or hasattr(cls, name) or name in cls.__dataclass_fields__:
+            return
+        meant = difflib.get_close_matches(name, cls.__dataclass_fields__, n=1, cutoff=0.85)
+        meant += [field for field in [cls.names_elsewhere.get(name)] if field is not None]
+        if meant and (meant[0] in cls.__dataclass_fields__ or " " in meant[0]):
+            raise ValueError(f"`{name}` is not a field of {cls.__name__}: did you mean `{meant[0]}`?")
 
     @classmethod
     def check_field(cls, name: str, value: Any, shown_as: str | None = None):
@@ -60,3 +115,36 @@ class CheckedConfig:
         condition = {} if declared is None else declared.metadata
         if value is not None and "holds" in condition and not condition["holds"](value):
             raise ValueError(f"`{shown_as or name}` {condition['requirement']}, got {value!r}.")
+
+    def attach(self, model: Any):
+        """Notes that `model` was built from this configuration."""
+        vars(self)["_models"] = [weakref.ref(known) for known in (*self.attached_models(), model)]
+
+    def attached_models(self) -> list[Any]:
+        models = (reference() for reference in vars(self).get("_models", ()))
+        return [model for model in models if model is not None and model.config is self]
+
+    def __getstate__(self) -> dict:
+        # A copy has no models.
+        return {name: value for name, value in vars(self).items() if name != "_models"}
+
+    def _remove_keys_not_serialized(self, d: dict):
+        super()._remove_keys_not_serialized(d)
+        d.pop("_models", None)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        found = config_dict.get("model_type", cls.model_type)
+        if found not in (cls.model_type, *cls.opens):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds a model of type `{found}`, but {cls.__name__} opens only "
+                f"{' and '.join((cls.model_type, *cls.opens))}."
+            )
+        return {**config_dict, "model_type": cls.model_type}, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        for name in kwargs:
+            cls.check_name(name)
+        return super().from_dict(config_dict, **kwargs)

@@ -1,7 +1,7 @@
 """Momentum model configuration."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -57,6 +57,7 @@ class MomentumConfig(CheckedConfig, LlamaConfig):
     ```"""
 
     model_type = "momentum"
+    opens: ClassVar[tuple[str, ...]] = ("llama",)
 
     momentum_gamma: float | int | list[float | int] | None = checked(
         is_gamma, "must be a finite number, or a list of them (0 is plain Llama, None the published law)", default=None
@@ -99,7 +100,10 @@ class MomentumConfig(CheckedConfig, LlamaConfig):
     @property
     def layer_types(self) -> list[str]:
         """What a cache holds for each layer: keys and values and, where gamma is not 0, the previous token's state."""
-        return ["full_attention" if gamma == 0 else "hybrid" for gamma in self.layer_gammas]
+        return ["full_attention" if gamma == 0 else "momentum" for gamma in self.layer_gammas]
+
+    def validate_layer_type(self):
+        """Accepts "momentum", which transformers does not list."""
 
     def validate_architecture(self):
         """Checks how the fields fit together. Raises `ValueError`."""

@@ -1,11 +1,12 @@
 """Prism model configuration."""
 
 import math
+from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_checks import CheckedConfig, activation, at_least, not_negative, positive, probability
+from .configuration_checks import CheckedConfig, activation, at_least, checked, not_negative, positive, probability
 
 
 @strict
@@ -27,8 +28,8 @@ class PrismConfig(CheckedConfig, PreTrainedConfig):
             num_signal_heads`. A contradicting value is refused.
         signal_rope_theta (`float`, defaults to 10000 * pi): RoPE base of the signal heads.
         noise_rope_theta (`float`, defaults to 10000 / pi): RoPE base of the noise heads.
-        noise_coefficient (`float`, defaults to 0.1): lambda, the weight of the subtracted noise heads. Training raises
-            it from 0.01 to 0.1; a saved model keeps its value.
+        noise_coefficient (`float`, defaults to 0.1): lambda, the weight of the subtracted noise heads, from 0 to 1.
+            Training raises it from 0.01 to 0.1; a saved model keeps its value.
         learned_position_embeddings (`bool`, defaults to `False`): add a learned table of absolute positions to the
             token embeddings, as the published code does. Off by default, because it confounds the effect of RoPE.
         max_position_embeddings (`int`, defaults to 512): training context, and the length of the learned table.
@@ -54,6 +55,11 @@ class PrismConfig(CheckedConfig, PreTrainedConfig):
     ```"""
 
     model_type = "prism"
+    followed_fields: ClassVar[tuple[str, ...]] = ("noise_coefficient",)
+    names_elsewhere: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("rope_theta", "rope_scaling", "rope_parameters"), "signal_rope_theta` and `noise_rope_theta"),
+        **CheckedConfig.names_elsewhere,
+    }
     keys_to_ignore_at_inference = ["past_key_values"]
     # The MLP is split and attention replicated: a dictionary that is applied on both sides has no column- or row-wise
     # split.
@@ -77,7 +83,9 @@ class PrismConfig(CheckedConfig, PreTrainedConfig):
     head_dim: int | None = None
     signal_rope_theta: float | int = positive(default=10000 * math.pi)
     noise_rope_theta: float | int = positive(default=10000 / math.pi)
-    noise_coefficient: float | int = not_negative(default=0.1)
+    noise_coefficient: float | int = checked(
+        lambda value: 0 <= value <= 1, "must be a number from 0 to 1 (published: 0.01 to 0.1)", default=0.1
+    )
     learned_position_embeddings: bool = False
     max_position_embeddings: int = at_least(1, default=512)
     hidden_act: str = activation(default="gelu")

@@ -1,5 +1,7 @@
 """Spherical model configuration."""
 
+from typing import ClassVar
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -28,7 +30,8 @@ class SphericalConfig(CheckedConfig, PreTrainedConfig):
         bounded_unembedding (`bool`, defaults to `True`): logits are `logit_scale` times the cosine between the
             residual vector and the token's row of the unembedding, whatever the norm. `False` is an ordinary linear
             layer; the published baselines combine it with `residual_norm="layer_norm"` or `"rms_norm"`.
-        logit_scale (`float`, defaults to 10.0): tau, above 0, the bound of the bounded logits.
+        logit_scale (`float`, *optional*): tau, above 0, the bound of the bounded logits; 10 by default. It is 1 where
+            logits are not bounded: `hidden @ lm_head.weight.T * logit_scale` gives the logits in every case.
         attention_routing (`str`, defaults to `"softmax"`): `"uniform"` replaces the attention scores with zeros, so
             that every token averages the values it may see. Queries and keys are then not computed and get no
             gradient.
@@ -56,6 +59,8 @@ class SphericalConfig(CheckedConfig, PreTrainedConfig):
     ```"""
 
     model_type = "spherical"
+    # The head reads it from here.
+    free_fields: ClassVar[tuple[str, ...]] = (*CheckedConfig.free_fields, "logit_scale")
     keys_to_ignore_at_inference = ["past_key_values"]
     base_model_tp_plan = {
         "layers.*.self_attn.q_proj": "colwise",
@@ -80,7 +85,7 @@ class SphericalConfig(CheckedConfig, PreTrainedConfig):
     residual_norm: str = one_of(("sphere", "layer_norm", "rms_norm"), default="sphere")
     norm_affine: bool = True
     bounded_unembedding: bool = True
-    logit_scale: float | int = positive(default=10.0)
+    logit_scale: float | int | None = positive(default=None)
     attention_routing: str = one_of(("softmax", "uniform"), default="softmax")
     hidden_act: str = activation(default="relu")
     attention_dropout: float | int = probability(default=0.0)
@@ -95,7 +100,13 @@ class SphericalConfig(CheckedConfig, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         # A property, below.
         kwargs.pop("layer_types", None)
+        self.resolve_logit_scale()
         super().__post_init__(**kwargs)
+
+    def resolve_logit_scale(self):
+        """Fills in the default. Folders written before it depended on the head hold 10 for linear heads, too."""
+        if self.logit_scale is None or (not self.bounded_unembedding and self.logit_scale == 10):
+            self.logit_scale = 10.0 if self.bounded_unembedding else 1.0
 
     @property
     def layer_types(self) -> list[str]:
@@ -112,6 +123,10 @@ class SphericalConfig(CheckedConfig, PreTrainedConfig):
             raise ValueError(
                 f"`num_attention_heads`={self.num_attention_heads} must divide `hidden_size`={self.hidden_size}; "
                 "change one of the two."
+            )
+        if not self.bounded_unembedding and self.logit_scale != 1:
+            raise ValueError(
+                f"`logit_scale`={self.logit_scale} has no effect with `bounded_unembedding=False`: leave it out."
             )
         if self.attention_routing == "uniform" and self.attention_dropout > 0:
             raise ValueError(

@@ -1,5 +1,7 @@
 """What the families share: saving with the code, the two heads, the start of a forward pass, learned positions."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
@@ -16,6 +18,9 @@ class CommonPreTrainedModel(LlamaPreTrainedModel):
     `_can_record_outputs`; its classes are called after its configuration, its files after its `model_type`.
     """
 
+    # The heads of a folder's other models.
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^score\."]
+
     def save_pretrained(self, save_directory, **kwargs):
         # Whatever head is saved, every Auto class finds its class there with `trust_remote_code=True`.
         family, name = self.config_class.model_type, self.config_class.__name__.removesuffix("Config")
@@ -26,6 +31,28 @@ class CommonPreTrainedModel(LlamaPreTrainedModel):
             "AutoModelForSequenceClassification": f"modeling_{family}.{name}ForSequenceClassification",
         }
         super().save_pretrained(save_directory, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """
+        As in transformers.
+
+        Raises:
+            ValueError: the folder holds the weights of another architecture.
+        """
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        missing = sorted(name for name in info["missing_keys"] if not name.startswith(("lm_head.", "score.")))
+        if missing and info["unexpected_keys"]:
+            raise ValueError(
+                f"The weights in {pretrained_model_name_or_path} do not fit {cls.__name__}: it lacks {missing[0]} "
+                f"({len(missing)} such) and holds {min(info['unexpected_keys'])}, which belongs elsewhere."
+            )
+        return (model, info) if output_loading_info else model
+
+    def __setstate__(self, state: dict):
+        # `copy.deepcopy` and `torch.load` come through here.
+        super().__setstate__(state)
+        self.config.attach(self)
 
     def embed(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
         """Token embeddings (B, S, d) of whichever of the two is given. Raises `ValueError` unless exactly one is."""
@@ -47,6 +74,13 @@ class CommonForCausalLM(LlamaForCausalLM):
         self.lm_head = self.make_head(config)
         self.post_init()
 
+    def load_state_dict(self, state_dict, *args, **kwargs):
+        # A tied head is saved once; Trainer, which resumes through here, would report it missing.
+        embeddings = state_dict.get("model.embed_tokens.weight")
+        if self.config.tie_word_embeddings and embeddings is not None:
+            state_dict = {"lm_head.weight": embeddings, **state_dict}
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
     def make_head(self, config: PreTrainedConfig) -> nn.Module:
         return nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
@@ -64,6 +98,87 @@ class CommonForSequenceClassification(GenericForSequenceClassification):
         self.model = self.base_class(config)
         self.score = nn.Linear(config.hidden_size, self.num_labels, bias=False)
         self.post_init()
+
+
+class ReplacedStates:
+    """
+    States of width 1 (B, C, 1) that follow every change of a dynamic cache. Goes before a `LinearAttentionLayer`.
+
+    transformers neither selects nor repeats such states, and overwrites them in place: a shallow copy of the layer,
+    which shares the tensors, would change with the original.
+    """
+
+    def set_state(self, state_idx: int, state: torch.Tensor | None):
+        # New dictionaries: a shallow copy shares the old ones.
+        self.conv_states = {**self.conv_states, state_idx: state}
+        self.has_previous_state = {**self.has_previous_state, state_idx: state is not None}
+        self.is_conv_states_initialized = self.has_previous_state
+        self.conv_kernel_size = {**self.conv_kernel_size, state_idx: 1}
+        if state is not None:
+            self.device, self.dtype = state.device, state.dtype
+
+    def update_conv_state(self, conv_states: torch.Tensor, state_idx: int = 0, **kwargs) -> torch.Tensor:
+        if not self.record_past:
+            # Without the clone, this slice would keep a whole prompt in memory.
+            conv_states = conv_states[..., -1:].clone()
+        elif self.has_previous_state[state_idx]:
+            conv_states = torch.cat((self.conv_states[state_idx], conv_states), dim=-1)
+        self.set_state(state_idx, conv_states)
+        return conv_states
+
+    def map_states(self, change: Callable[[torch.Tensor], torch.Tensor]):
+        for state_idx, state in self.conv_states.items():
+            if self.has_previous_state[state_idx]:
+                self.set_state(state_idx, change(state))
+
+    def crop(self, tokens_to_remove: int):
+        self.conv_states = dict(self.conv_states)
+        super().crop(tokens_to_remove)
+
+    def reorder_cache(self, beam_idx: torch.Tensor):
+        self.conv_states = dict(self.conv_states)
+        super().reorder_cache(beam_idx)
+
+    def reset(self):
+        super().reset()
+        for state_idx in self.conv_states:
+            self.set_state(state_idx, None)
+
+    def batch_repeat_interleave(self, repeats: int):
+        self.map_states(lambda state: state.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor):
+        self.map_states(lambda state: state[indices])
+
+
+def read_mask(attention_mask, inputs_embeds: torch.Tensor, past_key_values: Cache | None):
+    """
+    Reads a padding mask (B, T or more) as Llama does: whatever is not 0 is a token, and columns beyond the T cached
+    and new tokens do not count. A mask of four dimensions, None or what `generate` prepared stays as it is.
+
+    Raises:
+        ValueError: the mask has other dimensions, other than B rows, or less than T columns.
+    """
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim == 4:
+        return attention_mask
+    if attention_mask.ndim != 2:
+        raise ValueError(
+            f"`attention_mask` has {attention_mask.ndim} dimensions: pass a padding mask of two, (batch, tokens), or "
+            "a prepared one of four."
+        )
+    batch_size, length = inputs_embeds.shape[:2]
+    past = 0 if past_key_values is None else past_key_values.get_seq_length()
+    if not is_tracing(attention_mask) and not attention_mask.is_meta:
+        if attention_mask.shape[0] != batch_size:
+            raise ValueError(f"`attention_mask` has {attention_mask.shape[0]} rows for a batch of {batch_size}.")
+        if past + length > attention_mask.shape[1]:
+            raise ValueError(
+                f"`attention_mask` has {attention_mask.shape[1]} columns for {int(past)} cached and {length} new "
+                "tokens: it must cover them all."
+            )
+    if isinstance(past, int):
+        attention_mask = attention_mask[:, : past + length]
+    return attention_mask.to(device=inputs_embeds.device, dtype=torch.bool)
 
 
 def learned_positions(

@@ -3,7 +3,7 @@
 Identical to Llama, parameter names included, except:
   - with p_t = x_t - x_(t-1), queries and keys become x_t + gamma * p_t after (option: before) the rotary embedding;
     values stay. p = 0 at the first token of a document, and where gamma = 0 the layer is Llama's;
-  - x_(t-1) of a chunk's first token is kept beside the keys and values, in transformers' hybrid cache layers;
+  - x_(t-1) of a chunk's first token is kept beside the keys and values, in a cache layer of its own;
   - packed documents are told apart in evaluation too: Llama does so only where no cache is made.
 
 Shapes: B batch, S new tokens, T tokens attended to, H num_attention_heads, K num_key_value_heads, D head_dim,
@@ -58,7 +58,7 @@ class MomentumAttention(LlamaAttention):
         sheared = [self.shear(*pair).view(states.shape) for pair, states in zip(pairs, streams)]
         if past_key_values is not None:
             # Last: it may overwrite the memory that holds the previous token.
-            keep_state(past_key_values, self.layer_idx, state, kept)
+            keep_state(past_key_values, self.layer_idx, kept)
         return sheared
 
     def rotate_and_shear(self, streams: list[torch.Tensor], position_embeddings, *state) -> list[torch.Tensor]:
@@ -176,6 +176,7 @@ class MomentumModel(MomentumPreTrainedModel, LlamaModel):
         self.gradient_checkpointing = False
 
         self.post_init()
+        config.attach(self)
 
     def forward(
         self,

@@ -32,6 +32,7 @@ from .modeling_common import (
     CommonForSequenceClassification,
     CommonPreTrainedModel,
     learned_positions,
+    read_mask,
 )
 
 
@@ -201,12 +202,15 @@ class PrismPreTrainedModel(CommonPreTrainedModel):
         Sets lambda, the weight of the subtracted noise heads, in every layer and in the config.
 
         Args:
-            value (`float`): the new lambda, finite and at least 0 (published: from 0.01 to 0.1 over a run).
+            value (`float`): the new lambda, from 0 to 1 (published: from 0.01 to 0.1 over a run).
 
         The config holds lambda: `save_pretrained` saves it, a bare `state_dict` does not. Assigning
-        `config.noise_coefficient` changes what is saved but not what is computed.
+        `config.noise_coefficient` does the same as this.
         """
         self.config.noise_coefficient = float(value)
+
+    def follow_config(self, name: str, value: float):
+        """Called when a field of the config that a model can follow, here lambda, was assigned."""
         for module in self.modules():
             if isinstance(module, PrismAttention):
                 module.set_noise_coefficient(value)
@@ -244,6 +248,7 @@ class PrismModel(PrismPreTrainedModel, LlamaModel):
         self.gradient_checkpointing = False
 
         self.post_init()
+        config.attach(self)
 
     def forward(
         self,
@@ -256,6 +261,7 @@ class PrismModel(PrismPreTrainedModel, LlamaModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         inputs_embeds = self.embed(input_ids, inputs_embeds)
+        attention_mask = read_mask(attention_mask, inputs_embeds, past_key_values)
         # Before Llama makes a cache: with one, it does not tell packed documents apart.
         causal_mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
         if self.config.learned_position_embeddings:

@@ -3,7 +3,7 @@
 Identical to GPT-2 (learned positions, causal softmax attention, two-layer MLP) except:
   - norms apply to the residual stream itself: h = P(token + position), h = P(h + attention(h)), h = P(h + mlp(h));
     P projects to length 1 (baselines: LayerNorm, RMSNorm). There is no last norm;
-  - logits are tau times the cosine of h and the token's row of the unembedding, so bounded by tau (option: linear);
+  - logits are tau times the cosine of P(h) and the token's row of the unembedding, so bounded by tau (option: linear);
   - attention may be uniform: a running mean of the values, linear in length, with a constant state instead of keys;
   - ReLU; biases in the MLP alone; an untied unembedding; nn.Linear's and nn.Embedding's own initialisation.
 
@@ -27,14 +27,18 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_spherical import SphericalConfig
-from .modeling_common import CommonForCausalLM, CommonForSequenceClassification, CommonPreTrainedModel
+from .modeling_common import CommonForCausalLM, CommonForSequenceClassification, CommonPreTrainedModel, read_mask
 from .state_spherical import SphericalGeneration, find_positions, running_sum
 
 
 def project(states: torch.Tensor) -> torch.Tensor:
-    """`P(x) = x / max(|x|, 1e-12)` over the last dimension, computed in fp32 at least."""
+    """
+    `P(x) = x / max(|x|, 0.01)` over the last dimension, computed in fp32 at least.
+
+    Below a length of 0.01, P is linear: P(0) = 0, and no gradient grows more than a hundredfold.
+    """
     wide = states.to(torch.promote_types(states.dtype, torch.float32))
-    return nn.functional.normalize(wide, dim=-1, eps=1e-12).to(states.dtype)
+    return nn.functional.normalize(wide, dim=-1, eps=0.01).to(states.dtype)
 
 
 class SphericalProjection(nn.Module):
@@ -44,15 +48,31 @@ class SphericalProjection(nn.Module):
         return project(hidden_states)
 
 
-class SphericalUnembedding(nn.Linear):
-    """`tau * P(h) . P(rows of W)`, with gradient through both projections: logits between -tau and tau."""
+class SphericalUnembedding(nn.Module):
+    """
+    `tau * h . P(rows of W)` for h on the sphere, with gradient through the projection: logits between -tau and tau.
+
+    The parameter `weight`, saved and trained, is W; the attribute `weight` is P(rows of W). `hidden @ weight.T *
+    config.logit_scale` is then the model for code that reads the attribute, such as TRL. Not an `nn.Linear`: tools
+    that quantise, adapt or replace one would write to a copy.
+    """
 
     def __init__(self, config: SphericalConfig):
-        super().__init__(config.hidden_size, config.vocab_size, bias=False)
-        self.logit_scale = config.logit_scale
+        super().__init__()
+        self.config = config
+        self._parameters["weight"] = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+
+    @property
+    def rows(self) -> nn.Parameter:
+        """The parameter W (V, d), whose rows may have any length."""
+        return self._parameters["weight"]
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return project(self.rows)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.logit_scale * nn.functional.linear(project(hidden_states), project(self.weight))
+        return self.config.logit_scale * nn.functional.linear(hidden_states, self.weight)
 
 
 def make_norm(config: SphericalConfig) -> nn.Module:
@@ -179,6 +199,9 @@ class SphericalPreTrainedModel(SphericalGeneration, CommonPreTrainedModel):
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, SphericalUnembedding):
+            bound = module.rows.shape[1] ** -0.5
+            init.uniform_(module.rows, -bound, bound)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, mean=0.0, std=1.0)
 
@@ -200,6 +223,7 @@ class SphericalModel(SphericalPreTrainedModel):
     def __init__(self, config: SphericalConfig):
         PreTrainedModel.__init__(self, config)
         # Again: `from_pretrained(path, attention_routing="uniform")` sets values after validation.
+        config.resolve_logit_scale()
         config.validate_architecture()
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
@@ -211,9 +235,13 @@ class SphericalModel(SphericalPreTrainedModel):
         self.layers = nn.ModuleList(
             [SphericalDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
         )
+        # The bounded unembedding reads cosines.
+        off_the_sphere = config.bounded_unembedding and config.residual_norm != "sphere"
+        self.norm = SphericalProjection() if off_the_sphere else nn.Identity()
         self.gradient_checkpointing = False
 
         self.post_init()
+        config.attach(self)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -228,6 +256,7 @@ class SphericalModel(SphericalPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         inputs_embeds = self.embed(input_ids, inputs_embeds)
+        attention_mask = read_mask(attention_mask, inputs_embeds, past_key_values)
         positions = find_positions(self.config, position_ids, inputs_embeds, attention_mask, past_key_values)
         if position_ids is None and kwargs.get("cu_seq_lens_q") is not None:
             raise ValueError("`cu_seq_lens_q` does not tell where positions restart: pass `position_ids` too.")
@@ -250,7 +279,7 @@ class SphericalModel(SphericalPreTrainedModel):
                 use_cache=use_cache,
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
 
 class SphericalForCausalLM(SphericalPreTrainedModel, CommonForCausalLM):
@@ -259,15 +288,29 @@ class SphericalForCausalLM(SphericalPreTrainedModel, CommonForCausalLM):
     def make_head(self, config: SphericalConfig) -> nn.Module:
         return SphericalUnembedding(config) if config.bounded_unembedding else super().make_head(config)
 
-    def _get_resized_lm_head(self, old_lm_head: nn.Linear, *args, **kwargs) -> nn.Linear:
-        # transformers makes a plain `nn.Linear`, whose logits have no bound.
-        resized = super()._get_resized_lm_head(old_lm_head, *args, **kwargs)
-        old_lm_head.weight, old_lm_head.out_features = resized.weight, resized.out_features
+    def _get_resized_lm_head(self, old_lm_head: nn.Module, *args, **kwargs) -> nn.Module:
+        if not isinstance(old_lm_head, SphericalUnembedding):
+            return super()._get_resized_lm_head(old_lm_head, *args, **kwargs)
+        # transformers resizes an `nn.Linear`; the head takes its rows.
+        vocab_size, hidden_size = old_lm_head.rows.shape
+        plain = nn.Linear(hidden_size, vocab_size, bias=False, device="meta")
+        plain.weight = old_lm_head.rows
+        old_lm_head.weight = super()._get_resized_lm_head(plain, *args, **kwargs).weight
         return old_lm_head
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        # The parameter, not the attribute of the same name.
+        head = self.lm_head
+        return head.rows if target == "lm_head.weight" and hasattr(head, "rows") else super().get_parameter(target)
 
 
 class SphericalForSequenceClassification(CommonForSequenceClassification, SphericalPreTrainedModel):
     base_class = SphericalModel
+
+    def __init__(self, config: SphericalConfig):
+        super().__init__(config)
+        # Its score has no bound, whatever the config says of an unembedding.
+        self.model.norm = nn.Identity()
 
 
 __all__ = [

@@ -268,8 +268,8 @@ def momentum_logits(model_or_state_dict, config, input_ids: Tensor, position_ids
 
 
 def sphere(x: Tensor) -> Tensor:
-    """`P(x) = x / max(|x|, 1e-12)` over the last dimension. (S, d) -> (S, d)."""
-    return x / x.pow(2).sum(-1, keepdim=True).sqrt().clamp(min=1e-12)
+    """`P(x) = x / max(|x|, 0.01)` over the last dimension. (S, d) -> (S, d)."""
+    return x / x.pow(2).sum(-1, keepdim=True).sqrt().clamp(min=0.01)
 
 
 def residual_norm(x: Tensor, weights: dict[str, Tensor], name: str, config) -> Tensor:

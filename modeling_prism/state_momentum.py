@@ -5,11 +5,21 @@ Shapes: B batch, S new tokens, T tokens attended to, C width of a sheared stream
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import (
+    Cache,
+    DynamicLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndStaticFullAttentionLayer,
+)
 from transformers.masking_utils import create_causal_mask
 from transformers.utils.import_utils import is_tracing
 
 from .configuration_momentum import MomentumConfig
+from .modeling_common import ReplacedStates, read_mask
+
+
+# An additive mask hides what it lowers by this much, however it writes minus infinity.
+MASKED = -1000.0
 
 
 def pair_with_previous(
@@ -53,18 +63,46 @@ def pair_with_previous(
     return pairs, kept
 
 
-def keep_state(past_key_values: Cache, layer_idx: int, state: torch.Tensor | None, kept: list[torch.Tensor]):
-    """Replaces a layer's `state` with the last of `kept`, tensors (B, S, C)."""
+def keep_state(past_key_values: Cache, layer_idx: int, kept: list[torch.Tensor]):
+    """Replaces a layer's state with the last of `kept`, tensors (B, S, C)."""
     # A cache that may be cropped, as in assisted decoding, records every token until then.
-    recording = past_key_values.is_recording_past(layer_idx)
-    if not recording:
+    if not past_key_values.is_recording_past(layer_idx):
         kept = [states[:, -1:] for states in kept]
-    new = (kept[0] if len(kept) == 1 else torch.cat(kept, dim=2)).transpose(1, 2)
-    if state is None or recording or state.shape != new.shape:
-        past_key_values.update_conv_state(new, layer_idx, conv_kernel_size=1)
-    else:
-        # The effect of `update_conv_state` without its concatenation.
-        state.copy_(new)
+    state = (kept[0] if len(kept) == 1 else torch.cat(kept, dim=2)).transpose(1, 2)
+    past_key_values.update_conv_state(state, layer_idx, conv_kernel_size=1)
+
+
+class MomentumLayer(ReplacedStates, LinearAttentionAndFullAttentionLayer):
+    """Keys, values and the previous token's queries and keys, as a convolution state (B, C, 1) of width 1."""
+
+    _layer_type = "momentum"
+
+    def batch_repeat_interleave(self, repeats: int):
+        super().batch_repeat_interleave(repeats)
+        DynamicLayer.batch_repeat_interleave(self, repeats)
+
+    def batch_select_indices(self, indices: torch.Tensor):
+        super().batch_select_indices(indices)
+        DynamicLayer.batch_select_indices(self, indices)
+
+
+class StaticMomentumLayer(LinearAttentionAndStaticFullAttentionLayer):
+    """The same for a `StaticCache`: one address for every token, so that one graph serves all."""
+
+    _layer_type = "momentum"
+    is_croppable = False
+
+    def update_conv_state(self, conv_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        if not self.has_previous_state[0]:
+            return super().update_conv_state(conv_states, *args, **kwargs)
+        # transformers' update without its concatenation.
+        return self.conv_states[0].copy_(conv_states)
+
+    def activate_past_recording(self):
+        raise ValueError("A `StaticCache` cannot be cropped: use `DynamicCache(config=model.config)`.")
+
+    def crop(self, tokens_to_remove: int):
+        self.activate_past_recording()
 
 
 def find_previous_tokens(
@@ -87,15 +125,9 @@ def find_previous_tokens(
 
     if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
         # Padding.
-        real = attention_mask.bool()
-        tracing = is_tracing(real)
+        real, tracing = attention_mask, is_tracing(attention_mask)
         if tracing or not real.all():
             slots = past_length + torch.arange(length, device=real.device)
-            if not tracing and slots[-1] >= real.shape[1]:
-                raise ValueError(
-                    f"`attention_mask` has {real.shape[1]} columns for {int(past_length)} cached and {length} new "
-                    "tokens: it must cover them all."
-                )
             # Columns of the last real token up to each column, -1 where there is none; one more column on the left.
             last = torch.where(real, torch.arange(real.shape[1], device=real.device), -1).cummax(-1).values
             last = nn.functional.pad(last, (1, 0), value=-1)
@@ -107,7 +139,7 @@ def find_previous_tokens(
     elif isinstance(attention_mask, torch.Tensor):
         # A mask of the user's own (B, 1, S, T): a token's previous one is the one before it, if it attends to that.
         allowed = attention_mask[:, 0]
-        allowed = allowed if allowed.dtype == torch.bool else allowed > torch.finfo(allowed.dtype).min / 2
+        allowed = allowed if allowed.dtype == torch.bool else allowed > MASKED
         before = (past_length - 1 + torch.arange(length, device=allowed.device)).clamp(min=0)
         has_previous = allowed.gather(-1, before[None, :, None].expand(allowed.shape[0], -1, -1))[..., 0]
     elif position_ids is not None and past_key_values is None and length > 1:
@@ -126,10 +158,11 @@ def check_cache(config: MomentumConfig, past_key_values: Cache, batch_size: int)
     if getattr(past_key_values, "offloading", False):
         raise ValueError(f"An offloaded cache loses the state of Momentum's shear: {remedy}, without offloading.")
     for layer_idx, layer_type in enumerate(config.layer_types):
-        if layer_type != "hybrid":
+        if layer_type != "momentum":
             continue
         layer = layers[layer_idx] if layer_idx < len(layers) else None
-        if not isinstance(layer, LinearAttentionCacheLayerMixin):
+        # By name: remote code has a copy of the class.
+        if getattr(layer, "_layer_type", None) != "momentum":
             raise ValueError(
                 f"`past_key_values` ({type(past_key_values).__name__}, layer {layer_idx}: {layer}) has no place "
                 f"for the previous token's queries and keys, which Momentum's shear needs: {remedy}."
@@ -144,8 +177,8 @@ def check_cache(config: MomentumConfig, past_key_values: Cache, batch_size: int)
                 )
         elif state.shape[0] != batch_size:
             raise ValueError(
-                f"`past_key_values` keeps Momentum's state for a batch of {state.shape[0]}, not {batch_size}: "
-                "transformers repeats and selects keys without it. Fill a new cache with the final batch."
+                f"`past_key_values` holds a batch of {state.shape[0]}, not of {batch_size}: select or repeat its rows "
+                "first (`batch_select_indices`, `batch_repeat_interleave`)."
             )
 
 
@@ -162,6 +195,7 @@ class MomentumGeneration:
         **kwargs,
     ) -> dict[str, torch.Tensor | None]:
         """What all layers share. `generate` makes it outside the compiled forward pass and passes it as the mask."""
+        attention_mask = read_mask(attention_mask, inputs_embeds, past_key_values)
         causal_mask = create_causal_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids)
         return {
             "full_attention": causal_mask,
@@ -169,7 +203,7 @@ class MomentumGeneration:
         }
 
     def init_continuous_batching(self, *args, **kwargs):
-        if "hybrid" in self.config.layer_types:
+        if "momentum" in self.config.layer_types:
             raise ValueError(
                 "Continuous batching (`generate_batch`) pages keys and values alone and would lose the state of "
                 "Momentum's shear: call `generate` with a padded batch."

@@ -10,19 +10,13 @@ from transformers.masking_utils import create_causal_mask, find_packed_sequence_
 from transformers.utils.import_utils import is_tracing
 
 from .configuration_spherical import SphericalConfig
-from .modeling_common import learned_positions
+from .modeling_common import ReplacedStates, learned_positions, read_mask
 
 
-def find_slots(attention_mask: torch.Tensor, past_key_values: Cache | None, steps: torch.Tensor) -> torch.Tensor:
+def find_slots(past_key_values: Cache | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
     """The columns of a padding mask (B, T) that belong to the new tokens (S,)."""
     past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-    slots = past_length + steps
-    if not is_tracing(attention_mask) and not attention_mask.is_meta and slots[-1] >= attention_mask.shape[1]:
-        raise ValueError(
-            f"`attention_mask` has {attention_mask.shape[1]} columns for {int(past_length)} cached and {len(steps)} "
-            "new tokens: it must cover them all."
-        )
-    return slots
+    return past_length + torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
 
 
 def find_positions(
@@ -34,9 +28,8 @@ def find_positions(
 ) -> torch.Tensor:
     """Positions (B or 1, S) of the new tokens; without `position_ids` they count real tokens and skip padding."""
     if position_ids is None and isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-        steps = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
         position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        position_ids = position_ids[:, find_slots(attention_mask, past_key_values, steps)]
+        position_ids = position_ids[:, find_slots(past_key_values, inputs_embeds)]
     return learned_positions(config, position_ids, inputs_embeds, past_key_values)
 
 
@@ -74,7 +67,7 @@ def create_running_mean_mask(
     real = first = weights = None
     counts = (steps + 1).expand(batch_size, -1)
     if attention_mask is not None:
-        real = attention_mask.bool()[:, find_slots(attention_mask, past_key_values, steps)]
+        real = attention_mask[:, find_slots(past_key_values, inputs_embeds)]
         counts = real.cumsum(-1)
         real = None if not is_tracing(real) and real.all() else real[:, None]
     elif position_ids is not None and past_key_values is None:
@@ -107,7 +100,7 @@ def running_sum(states: torch.Tensor, real: torch.Tensor | None, first: torch.Te
     return (until[..., 1:] - until.gather(-1, first.expand_as(states))).to(states.dtype)
 
 
-class RunningMeanLayer(LinearAttentionLayer, CacheLayerMixin):
+class RunningMeanLayer(ReplacedStates, LinearAttentionLayer, CacheLayerMixin):
     """
     All that uniform routing keeps of the past: the sum of the values (B, d, 1) and their number (B, 1, 1).
 
@@ -143,14 +136,14 @@ class RunningMeanLayer(LinearAttentionLayer, CacheLayerMixin):
         return self.cumulative_length + query_length, 0
 
     def reset(self):
-        LinearAttentionLayer.reset(self)
+        super().reset()
         CacheLayerMixin.reset(self)
 
     def crop(self, tokens_to_remove: int):
         if self.cumulative_length == 0:
             return
         super().crop(tokens_to_remove)
-        self.cumulative_length -= abs(tokens_to_remove)
+        self.cumulative_length -= min(abs(tokens_to_remove), int(self.cumulative_length))
         if self.conv_states[0].shape[-1] == 0:
             if self.cumulative_length > 0:
                 raise ValueError(
@@ -158,20 +151,16 @@ class RunningMeanLayer(LinearAttentionLayer, CacheLayerMixin):
                     "call `activate_past_recording` before the tokens that may be removed, or start with a new cache."
                 )
             # Empty, so as good as new.
-            self.is_conv_states_initialized = dict.fromkeys(self.conv_states, False)
-            self.has_previous_state = dict.fromkeys(self.conv_states, False)
-
-    def batch_repeat_interleave(self, repeats: int):
-        self.conv_states = {i: state.repeat_interleave(repeats, dim=0) for i, state in self.conv_states.items()}
-
-    def batch_select_indices(self, indices: torch.Tensor):
-        self.conv_states = {i: state[indices] for i, state in self.conv_states.items()}
+            for state_idx in self.conv_states:
+                self.set_state(state_idx, None)
 
 
 class StaticRunningMeanLayer(RunningMeanLayer, StaticLayer):
     """The same for a `StaticCache`; its length is a tensor, so that one graph serves every length."""
 
     is_compileable = True
+    # In place: one address for every token.
+    update_conv_state = LinearAttentionLayer.update_conv_state
 
     def __init__(self, max_cache_len: int, **kwargs):
         super().__init__()
@@ -183,6 +172,10 @@ class StaticRunningMeanLayer(RunningMeanLayer, StaticLayer):
         self.cumulative_length = self.cumulative_length.to(self.device)
         if not is_tracing():
             torch._dynamo.mark_static_address(self.cumulative_length)
+
+    def reset(self):
+        LinearAttentionLayer.reset(self)
+        CacheLayerMixin.reset(self)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.max_cache_len, 0
@@ -217,6 +210,7 @@ class SphericalGeneration:
         **kwargs,
     ) -> torch.Tensor | dict[str, torch.Tensor | None] | None:
         """What all layers share. `generate` makes it outside the compiled forward pass and passes it as the mask."""
+        attention_mask = read_mask(attention_mask, inputs_embeds, past_key_values)
         create_mask = create_running_mean_mask if config.attention_routing == "uniform" else create_causal_mask
         return create_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids)
 

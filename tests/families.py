@@ -27,8 +27,6 @@ COMMON = {
     "pad_token_id": PAD,
     "bos_token_id": BOS,
     "eos_token_id": EOS,
-    # Ten times the usual 0.02: attention is far from uniform, so that a wrong mask or position shows in the logits.
-    "initializer_range": 0.2,
 }
 
 
@@ -60,8 +58,9 @@ FAMILIES = {
         prefix="Prism",
         reference_logits=prism_logits,
         attention_class="PrismAttention",
-        # A head width of 16 that differs from hidden_size; a lambda that cannot be overlooked.
-        arguments={"num_attention_heads": 8, "noise_coefficient": 0.4},
+        # A head width of 16 that differs from hidden_size; a lambda that cannot be overlooked; ten times the usual
+        # initial weights, so that attention is far from uniform and a wrong mask or position shows in the logits.
+        arguments={"num_attention_heads": 8, "noise_coefficient": 0.4, "initializer_range": 0.2},
         variants={
             "default": {},
             "uneven": {"num_attention_heads": 6, "num_signal_heads": 4},
@@ -96,7 +95,6 @@ FAMILIES = {
         prefix="Spherical",
         reference_logits=spherical_logits,
         attention_class="SphericalAttention",
-        # Its initial weights do not depend on `initializer_range`.
         arguments={"num_attention_heads": 4, "tie_word_embeddings": True},
         variants={
             "default": {},

@@ -1,6 +1,9 @@
 """What transformers and its users expect of any decoder-only model, for every family and variant."""
 
 import ast
+import copy
+import logging
+import pickle
 import sys
 from pathlib import Path
 
@@ -8,13 +11,16 @@ import pytest
 import torch
 from families import (
     CASES,
+    COMMON,
     DEFAULT_CASES,
     DOCUMENTS,
+    FAMILIES,
     PAD,
     PADDINGS,
     ROUTING_CASES,
     VISIBLE,
     VOCAB,
+    Case,
     assert_near,
     left_pad,
     positions_from_mask,
@@ -22,9 +28,21 @@ from families import (
 )
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
-from transformers import AutoModelForCausalLM, DynamicCache, StaticCache, Trainer, TrainingArguments
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    StaticCache,
+    Trainer,
+    TrainingArguments,
+)
 
 import modeling_prism
+
+
+transformers_logger = logging.getLogger("transformers")
 
 
 def gradients(model, loss):
@@ -220,8 +238,29 @@ def test_position_ids(case):
         assert_near(logits, case.family.reference_logits(model, model.config, ids, uneven))
 
 
-# Prism leaves its masks to transformers.
-@pytest.mark.parametrize("case", [case for case in ROUTING_CASES if case.id != "prism"])
+@pytest.mark.parametrize("case", ROUTING_CASES)
+@torch.no_grad()
+def test_a_mask_is_read_as_llama_reads_it(case):
+    model = case.model()
+    llama = LlamaForCausalLM(LlamaConfig(**COMMON, num_attention_heads=4, initializer_range=0.2)).eval()
+    ids, mask = left_pad(DOCUMENTS)
+    doubtful = [2 * mask, -mask, mask.float(), mask * 0.3, mask.bool(), torch.cat((mask, 0 * mask), dim=1)]
+    doubtful.append(torch.cat((mask, mask), dim=1))
+    for reader in (llama, model):
+        expected = reader(ids, attention_mask=mask).logits[mask.bool()]
+        for other in doubtful:
+            assert_near(reader(ids, attention_mask=other).logits[mask.bool()], expected)
+    for wrong, message in (
+        (mask[:1], "1 rows for a batch of 3"),
+        (mask[:, :9], "9 columns for 0 cached and 11 new"),
+        (mask[0], "1 dimensions"),
+        (mask[:, None], "3 dimensions"),
+    ):
+        with pytest.raises(ValueError, match=f"`attention_mask` has {message}"):
+            model(ids, attention_mask=wrong)
+
+
+@pytest.mark.parametrize("case", ROUTING_CASES)
 def test_a_mask_that_does_not_cover_the_cache_is_refused(case):
     model = case.model()
     cache = model(random_ids(2, 5)).past_key_values
@@ -321,6 +360,66 @@ def test_cache(case, make_cache):
     assert cache.get_seq_length() == 11
 
 
+def selected(cache):
+    cache.batch_select_indices(torch.tensor([2, 0, 2]))
+    return [2, 0, 2]
+
+
+def selected_fewer(cache):
+    cache.batch_select_indices(torch.tensor([1]))
+    return [1]
+
+
+def repeated(cache):
+    cache.batch_repeat_interleave(2)
+    return [0, 0, 1, 1, 2, 2]
+
+
+def reordered(cache):
+    cache.reorder_cache(torch.tensor([1, 1, 0]))
+    return [1, 1, 0]
+
+
+@pytest.mark.parametrize("change", [selected, selected_fewer, repeated, reordered])
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_rows_of_a_cache_move_with_all_that_belongs_to_them(case, change):
+    model, ids = case.model(), random_ids(3, 11)
+    cache = model(ids[:, :6]).past_key_values
+    rows = change(cache)
+    assert_near(model(ids[rows, 6:], past_key_values=cache).logits, model(ids).logits[rows, 6:])
+
+
+def shallow(cache):
+    other = copy.copy(cache)
+    other.layers = [copy.copy(layer) for layer in cache.layers]
+    return other
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, shallow])
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_a_copy_of_a_cache_is_not_touched_by_the_original(case, copied):
+    model, ids, others = case.model(), random_ids(2, 11), random_ids(2, 5, seed=3)
+    cache = model(ids[:, :6]).past_key_values
+    prefix = copied(cache)
+    # Token by token too, where states are replaced rather than extended.
+    for step in range(5):
+        model(others[:, step : step + 1], past_key_values=cache)
+    cache.reset()
+    assert_near(model(ids[:, 6:], past_key_values=prefix).logits, model(ids).logits[:, 6:])
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_a_cache_that_is_reset_takes_another_batch(case):
+    model, ids = case.model(), random_ids(3, 11)
+    cache = model(random_ids(1, 4)).past_key_values
+    cache.reset()
+    logits = [model(ids[:, start:end], past_key_values=cache).logits for start, end in ((0, 6), (6, 11))]
+    assert_near(torch.cat(logits, dim=1), model(ids).logits)
+
+
 @pytest.mark.parametrize("case", DEFAULT_CASES)
 def test_use_cache_default_makes_a_cache_in_eval(case):
     model, ids = case.model(), random_ids(2, 11)
@@ -334,21 +433,21 @@ def test_use_cache_default_makes_a_cache_in_eval(case):
 @pytest.mark.parametrize("case", CASES)
 def test_tied_weights_are_one_storage_saved_once(case, tmp_path):
     model, ids = case.model(), random_ids(2, 11)
-    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    assert model.get_parameter("lm_head.weight") is model.model.embed_tokens.weight
     model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
     assert set(saved) == {name for name, _ in model.named_parameters()}
     assert "lm_head.weight" not in saved
     loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert loaded.get_parameter("lm_head.weight") is loaded.model.embed_tokens.weight
     assert torch.equal(loaded.eval()(ids).logits, model(ids).logits)
 
 
 @pytest.mark.parametrize("case", DEFAULT_CASES)
 def test_untied_weights(case, tmp_path):
     model, ids = case.model(tie_word_embeddings=False), random_ids(2, 11)
-    assert model.lm_head.weight is not model.model.embed_tokens.weight
+    assert model.get_parameter("lm_head.weight") is not model.model.embed_tokens.weight
     assert (model.lm_head.weight - model.model.embed_tokens.weight).abs().max() > VISIBLE
     with torch.no_grad():
         assert_near(model(ids).logits, case.family.reference_logits(model, model.config, ids))
@@ -369,8 +468,34 @@ def test_every_head_loads_the_weights_of_the_others(case, tmp_path):
     base, ids = case.model("Model"), random_ids(2, 11)
     base.save_pretrained(tmp_path / "base")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    assert torch.equal(loaded.lm_head.weight, base.embed_tokens.weight)
+    assert torch.equal(loaded.get_parameter("lm_head.weight"), base.embed_tokens.weight)
     assert_near(loaded(ids).logits, loaded.lm_head(base(ids).last_hidden_state))
+
+
+@pytest.mark.parametrize("case", DEFAULT_CASES)
+def test_loading_says_nothing(case, tmp_path, caplog, monkeypatch):
+    """No report of a head that a base model lacks, none of a tied head when Trainer resumes."""
+    monkeypatch.setattr(transformers_logger, "propagate", True)
+    case.model(tie_word_embeddings=False).save_pretrained(tmp_path / "untied")
+    AutoModel.from_pretrained(tmp_path / "untied")
+    tied = case.model(tie_word_embeddings=True)
+    tied.save_pretrained(tmp_path / "tied")
+    saved = load_file(tmp_path / "tied" / "model.safetensors")
+    result = case.model(seed=1).load_state_dict(saved, strict=False)
+    assert not result.missing_keys and not result.unexpected_keys
+    assert not caplog.records
+
+
+def test_weights_of_another_family_are_refused(tmp_path):
+    models = {name: Case(name, "default").model() for name in FAMILIES}
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+    for name, model in models.items():
+        for other in models.keys() - {name}:
+            with pytest.raises(ValueError, match=f"holds a model of type `{other}`"):
+                type(model).from_pretrained(tmp_path / other)
+            with pytest.raises(ValueError, match=f"do not fit {type(model).__name__}: it lacks model"):
+                type(model).from_pretrained(tmp_path / other, config=model.config)
 
 
 @pytest.mark.parametrize("case", DEFAULT_CASES)
@@ -387,7 +512,7 @@ def test_resize_token_embeddings(case, new_size):
     expected = model(ids).logits
     model.resize_token_embeddings(new_size)
     assert model.config.vocab_size == model.vocab_size == new_size
-    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.get_parameter("lm_head.weight") is model.model.embed_tokens.weight
     logits = model(ids, labels=ids).logits
     assert logits.shape == (2, 11, new_size)
     kept = min(new_size, VOCAB)
@@ -515,6 +640,63 @@ def test_a_field_is_checked_when_it_is_assigned(case, name, value):
     with pytest.raises(ValueError, match=f"`{name}`.*got {value!r}"):
         setattr(config, name, value)
     assert getattr(config, name) == before
+
+
+@pytest.mark.parametrize(
+    "family_name, arguments, message",
+    [
+        ("prism", {"rope_theta": 1e4}, "`rope_theta` is not a field.*`signal_rope_theta` and `noise_rope_theta`"),
+        ("prism", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "`signal_rope_theta` and"),
+        ("prism", {"rope_parameters": {"rope_theta": 1e4}}, "`signal_rope_theta` and"),
+        ("prism", {"num_signal_head": 2}, "did you mean `num_signal_heads`"),
+        ("prism", {"n_layer": 2}, "did you mean `num_hidden_layers`"),
+        ("prism", {"num_key_value_heads": 2}, "`num_key_value_heads` is not a field of PrismConfig"),
+        ("prism", {"noise_coefficient": 5}, "`noise_coefficient` must be a number from 0 to 1 .*got 5"),
+        ("momentum", {"momentum_stream": "k"}, "did you mean `momentum_streams`"),
+        ("momentum", {"gamma": 1.0}, "did you mean `momentum_gamma`"),
+        ("spherical", {"atention_routing": "uniform"}, "did you mean `attention_routing`"),
+        ("spherical", {"tau": 5.0}, "did you mean `logit_scale`"),
+    ],
+)
+def test_a_field_of_another_name_is_refused(family_name, arguments, message, tmp_path):
+    family = FAMILIES[family_name]
+    with pytest.raises(ValueError, match=message):
+        family.get_class("Config")(**COMMON, **family.arguments | arguments)
+    # When it is assigned, and as an override of a saved folder.
+    config = family.get_class("Config")(**COMMON, **family.arguments)
+    config.save_pretrained(tmp_path)
+    if "did you mean" in message:
+        with pytest.raises(ValueError, match=message):
+            setattr(config, *next(iter(arguments.items())))
+        with pytest.raises(ValueError, match=message):
+            type(config).from_pretrained(tmp_path, **arguments)
+
+
+def test_a_saved_config_may_hold_what_other_tools_wrote(tmp_path):
+    config = DEFAULT_CASES[0].values[0].config()
+    config.written_by = "a tool"
+    config.save_pretrained(tmp_path)
+    assert type(config).from_pretrained(tmp_path).written_by == "a tool"
+
+
+BUILT = [("prism", "num_signal_heads", 2), ("momentum", "momentum_gamma", 0.2), ("spherical", "hidden_act", "gelu")]
+
+
+@pytest.mark.parametrize("family_name, name, value", BUILT)
+def test_a_field_that_a_model_was_built_from_does_not_change(family_name, name, value):
+    """The model would compute with the old value and be saved with the new one."""
+    model = Case(family_name, "default").model()
+    before = getattr(model.config, name)
+    reloaded = pickle.loads(pickle.dumps(model))
+    for built in (model, copy.deepcopy(model), reloaded):
+        with pytest.raises(ValueError, match=f"`{name}` cannot change: a model was built with"):
+            setattr(built.config, name, value)
+        setattr(built.config, name, before)
+    # A copy of the config alone is free, and nothing of this is saved.
+    other = copy.deepcopy(model.config)
+    setattr(other, name, before)
+    assert type(other).from_dict(model.config.to_dict()).to_dict() == model.config.to_dict()
+    assert not any(key.startswith("_model") for key in model.config.to_dict())
 
 
 # Files

@@ -39,7 +39,7 @@ from modeling_prism import MomentumConfig, MomentumForCausalLM, MomentumForSeque
 
 MOMENTUM_CASES = [case for case in CASES if case.id.startswith("momentum-")]
 DEFAULT = Case("momentum", "default")
-LLAMA = {**COMMON, "num_attention_heads": 4}
+LLAMA = {**COMMON, "num_attention_heads": 4, "initializer_range": 0.2}
 CACHES = {
     "dynamic": lambda model: DynamicCache(config=model.config),
     "static": lambda model: StaticCache(config=model.config, max_cache_len=24),
@@ -191,7 +191,7 @@ def test_a_llama_folder_loads_with_the_published_gamma(tmp_path):
     momentum.save_pretrained(tmp_path / "momentum")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "momentum").config.momentum_gamma == 4.17 * 3**-0.74
     _, momentum = llama_and_momentum(tmp_path, momentum_gamma=[0.5, 0.0, 1.0])
-    assert momentum.config.layer_types == ["hybrid", "full_attention", "hybrid"]
+    assert momentum.config.layer_types == ["momentum", "full_attention", "momentum"]
     assert [layer.self_attn.gamma for layer in momentum.model.layers] == [0.5, 0.0, 1.0]
 
 
@@ -460,12 +460,15 @@ def test_a_cache_without_the_state_is_refused(make_cache, message):
 
 
 @torch.no_grad()
-def test_a_cache_whose_batch_was_changed_without_its_state_is_refused():
+def test_a_cache_of_another_batch_is_refused():
     model = DEFAULT.model()
     cache = model(random_ids(1, 5)).past_key_values
-    cache.batch_repeat_interleave(3)
-    with pytest.raises(ValueError, match="for a batch of 1, not 3"):
+    with pytest.raises(ValueError, match="holds a batch of 1, not of 3.*`batch_repeat_interleave`"):
         model(random_ids(3, 1), past_key_values=cache)
+    cache = StaticCache(config=model.config, max_cache_len=8)
+    for change in (cache.activate_past_recording, lambda: cache.crop(-1)):
+        with pytest.raises(ValueError, match="`StaticCache` cannot be cropped"):
+            change()
 
 
 def test_modes_that_lose_the_state_are_refused():

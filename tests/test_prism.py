@@ -1,5 +1,6 @@
 """What is particular to Prism: the equations, the dictionary, the banks, lambda, the angles, the config's refusals."""
 
+import copy
 import math
 import os
 import subprocess
@@ -285,7 +286,19 @@ def test_set_noise_coefficient_does_not_recompile():
     assert counter.frame_count > 1
 
 
-@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, -math.inf])
+def test_assigning_the_noise_coefficient_takes_effect(tmp_path):
+    model, ids = DEFAULT.model(), random_ids(2, 11)
+    before = model(ids).logits
+    twin = copy.deepcopy(model)
+    model.config.noise_coefficient = 0.9
+    assert all(gain[-1] == torch.tensor(-0.9) for gain in gains(model))
+    assert logits_error(model) < TOLERANCE
+    assert torch.equal(twin(ids).logits, before)
+    model.save_pretrained(tmp_path)
+    assert_near(PrismForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, 5, math.nan, math.inf, -math.inf])
 def test_set_noise_coefficient_refuses(value):
     model = DEFAULT.model()
     with pytest.raises(ValueError, match="noise_coefficient"):

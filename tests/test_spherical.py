@@ -24,6 +24,7 @@ from test_generation import generate, generation_model, greedy, plain_loop, prom
 from transformers import DynamicCache, LlamaConfig, QuantizedCache, StaticCache
 
 from modeling_prism import SphericalConfig, SphericalForCausalLM, SphericalModel, reference
+from modeling_prism.modeling_spherical import project
 from modeling_prism.state_spherical import RunningMeanLayer, running_sum
 
 
@@ -132,13 +133,25 @@ def test_without_gains_the_baselines_are_a_sphere_of_radius_sqrt_d(residual_norm
     assert_near(lengths_of_the_residual_stream(model) / math.sqrt(32), torch.ones(5, 2, 40), msg=residual_norm)
 
 
-def test_a_zero_vector_is_projected_to_zero_with_finite_gradients():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("length", [0.0, 1e-30, 1e-12, 1e-9, 1e-4, 0.009, 0.011, 1.0])
+def test_a_short_vector_has_a_bounded_image_and_gradient(length, dtype):
+    x = (length * torch.nn.functional.normalize(torch.randn(5, 32, dtype=dtype), dim=-1)).requires_grad_()
+    image = project(x)
+    # On the sphere down to a length of 0.01, and linear below.
+    expected = torch.full((5,), min(length / 0.01, 1.0), dtype=dtype)
+    torch.testing.assert_close(image.norm(dim=-1), expected)
+    for direction in range(32):
+        (gradient,) = torch.autograd.grad(image[:, direction].sum(), x, retain_graph=True)
+        assert gradient.norm(dim=-1).max() <= 100 * (1 + 1e-5)
+
+
+def test_a_model_whose_residual_stream_vanishes_trains():
     model = DEFAULT.model()
-    embeds = -model.model.embed_positions.weight[:5].detach()[None]
-    embeds.requires_grad_()
-    logits = model(inputs_embeds=embeds).logits
-    logits.sum().backward()
-    assert logits.isfinite().all() and embeds.grad.isfinite().all()
+    for shift in (0.0, 1e-12, 1e-7):
+        embeds = shift - model.model.embed_positions.weight[:5].detach()[None]
+        loss_of(model(inputs_embeds=embeds.requires_grad_()).logits).backward()
+        assert embeds.grad.isfinite().all() and 1 < embeds.grad.abs().max() < 1e6
 
 
 @pytest.mark.parametrize("tau", [0.5, 10, 37.0])
@@ -148,16 +161,16 @@ def test_logits_are_bounded_by_the_scale_and_proportional_to_it(residual_norm, t
     ids = random_ids(4, 40)
     with torch.no_grad():
         # Rows that stand where the residual vectors do: the bound is reached.
-        model.lm_head.weight[:40] = 1e3 * model.model(ids[:1]).last_hidden_state[0]
+        model.lm_head.rows[:40] = 1e3 * model.model(ids[:1]).last_hidden_state[0]
         logits = model(ids).logits
         assert logits.abs().max() <= tau * (1 + 1e-6)
         assert logits.max() > 0.999 * tau
         # The length of a row makes no difference, and none is learned.
-        model.lm_head.weight.mul_(torch.rand(99, 1) + 0.1)
+        model.lm_head.rows.mul_(torch.rand(99, 1) + 0.1)
         assert_near(model(ids).logits / tau, logits / tau)
     loss_of(model(ids).logits).backward()
-    along = (model.lm_head.weight.grad * model.lm_head.weight).sum(-1)
-    assert model.lm_head.weight.grad.abs().max() > VISIBLE / 100 and along.abs().max() < TOLERANCE
+    along = (model.lm_head.rows.grad * model.lm_head.rows).sum(-1)
+    assert model.lm_head.rows.grad.abs().max() > VISIBLE / 100 and along.abs().max() < TOLERANCE
     other = DEFAULT.model(residual_norm=residual_norm, tie_word_embeddings=False, logit_scale=2 * tau)
     assert_near(
         other(ids).logits / tau,
@@ -181,9 +194,9 @@ def test_a_resized_head_is_still_bounded(new_size, tied, tmp_path):
     expected = model(ids).logits
     model.resize_token_embeddings(new_size)
     with torch.no_grad():
-        model.lm_head.weight[-1] *= 1e3
+        model.lm_head.rows[-1] *= 1e3
     logits = model(ids).logits
-    assert logits.shape[-1] == model.lm_head.out_features == model.lm_head.weight.shape[0] == new_size
+    assert logits.shape[-1] == model.lm_head.rows.shape[0] == new_size
     assert logits.abs().max() <= 10 * (1 + 1e-6)
     kept = min(new_size, 99) - 1
     assert_near(logits[..., :kept], expected[..., :kept])
@@ -193,8 +206,8 @@ def test_a_resized_head_is_still_bounded(new_size, tied, tmp_path):
 
 def test_the_unembedding_is_untied_by_default_and_found_by_name(tmp_path):
     model = SphericalForCausalLM(SphericalConfig(**SIZES))
-    assert model.lm_head.weight is not model.model.embed_tokens.weight
-    assert model.get_output_embeddings() is model.lm_head and model.lm_head.bias is None
+    assert model.lm_head.rows is not model.model.embed_tokens.weight
+    assert model.get_output_embeddings() is model.lm_head
     names = {name for name, _ in model.named_parameters()}
     attention = {f"self_attn.{name}_proj.weight" for name in "qkvo"}
     mlp = {f"mlp.{name}_proj.{kind}" for name in ("up", "down") for kind in ("weight", "bias")}
@@ -218,6 +231,59 @@ def test_bf16_norms_are_computed_in_fp32():
     assert torch.equal(projected, (states.float() / states.float().norm(dim=-1, keepdim=True)).bfloat16())
     # fp16 would overflow at 65,504.
     assert DEFAULT.model().model.embedding_norm(torch.full((1, 4096), 300.0).half()).isfinite().all()
+
+
+# The head, read by other code
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("case", SPHERICAL_CASES)
+def test_hidden_times_weight_times_scale_is_the_model(case, tied):
+    """As TRL computes losses: forward and backward."""
+    model, ids = case.model(tie_word_embeddings=tied), random_ids(2, 11)
+    gradients = []
+    for outside in (False, True):
+        model.zero_grad()
+        logits = model(ids).logits
+        if outside:
+            head = model.get_output_embeddings()
+            hidden = model.get_decoder()(ids).last_hidden_state
+            assert_near(hidden @ head.weight.T * model.config.logit_scale, logits)
+            logits = hidden @ head.weight.T * model.config.logit_scale
+        loss_of(logits).backward()
+        gradients.append(model.get_parameter("lm_head.weight").grad)
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
+
+
+def test_tools_for_linear_layers_leave_the_bounded_head_alone():
+    bounded, linear = DEFAULT.model(), Case("spherical", "unbounded").model()
+    for model, found in ((bounded, False), (linear, True)):
+        assert isinstance(model.lm_head, torch.nn.Linear) == found
+    quantised = torch.ao.quantization.quantize_dynamic(bounded, {torch.nn.Linear}, inplace=False)
+    assert type(quantised.lm_head) is type(bounded.lm_head)
+    ids = random_ids(2, 11)
+    difference = (quantised(ids).logits - bounded(ids).logits).abs().max()
+    assert quantised(ids).logits.abs().max() > 1 > difference > 0
+
+
+def test_the_scale_is_read_from_the_config_and_is_1_for_a_linear_head(tmp_path):
+    model, ids = DEFAULT.model(), random_ids(2, 11)
+    logits = model(ids).logits
+    model.config.logit_scale = 5.0
+    assert_near(model(ids).logits, logits / 2)
+    model.save_pretrained(tmp_path)
+    assert_near(SphericalForCausalLM.from_pretrained(tmp_path)(ids).logits, logits / 2)
+    linear = SphericalConfig(**SIZES, bounded_unembedding=False)
+    assert linear.logit_scale == 1
+    # As folders of version 0.1 hold it, and as an override changes it.
+    assert SphericalConfig.from_dict({**linear.to_dict(), "logit_scale": 10.0}).logit_scale == 1
+    DEFAULT.config().save_pretrained(tmp_path)
+    assert (
+        SphericalForCausalLM(SphericalConfig.from_pretrained(tmp_path, bounded_unembedding=False)).config.logit_scale
+        == 1
+    )
+    with pytest.raises(ValueError, match="`logit_scale`=5 has no effect with `bounded_unembedding=False`"):
+        SphericalConfig(**SIZES, bounded_unembedding=False, logit_scale=5)
 
 
 # The published start
