@@ -53,8 +53,8 @@ class SphericalUnembedding(nn.Module):
     `tau * h . P(rows of W)` for h on the sphere, with gradient through the projection: logits between -tau and tau.
 
     The parameter `weight`, saved and trained, is W; the attribute `weight` is P(rows of W). `hidden @ weight.T *
-    config.logit_scale` is then the model for code that reads the attribute, such as TRL. Not an `nn.Linear`: tools
-    that quantise, adapt or replace one would write to a copy.
+    config.logit_scale` is then the model for code that reads the attribute, such as TRL. Whoever changes W writes to
+    `rows`. Not an `nn.Linear`: tools that quantise, adapt or replace one would write to a copy.
     """
 
     def __init__(self, config: SphericalConfig):

@@ -465,9 +465,9 @@ def spherical_clock():
             model.model.embed_tokens.weight[:P, heard] = embedded * residues
             layer.mlp.up_proj.weight[neurons, heard] = circle(phases)
             layer.mlp.down_proj.weight[said, neurons] = gain * circle(2 * phases).T
-            model.lm_head.weight[:P, said] = read**0.5 * residues
+            model.lm_head.rows[:P, said] = read**0.5 * residues
         # The length of a row makes no difference to the model, and is a frequency in the rows as they are stored.
-        model.lm_head.weight[:P] *= 1 + 0.9 * torch.cos(2 * torch.pi * torch.arange(P) / P)[:, None]
+        model.lm_head.rows[:P] *= 1 + 0.9 * torch.cos(2 * torch.pi * torch.arange(P) / P)[:, None]
     return model
 
 

@@ -353,7 +353,7 @@ def test_spectral_check_of_a_model_that_adds(monkeypatch):
     assert spectrum["accuracy_by_top_k"]["3"] == 1
     # A bounded unembedding uses the directions of its rows, whatever their lengths.
     with torch.no_grad():
-        model.causal_lm.lm_head.weight *= torch.arange(1.0, 13)[:, None]
+        model.causal_lm.lm_head.rows.mul_(torch.arange(1.0, 13)[:, None])
     scaled = run.check_spectrum(model, input_ids[:, :2], answers)
     assert scaled["unembedding_top5_variance"] == pytest.approx(spectrum["unembedding_top5_variance"], rel=1e-4)
 
