@@ -105,6 +105,32 @@ def write_results(folder: Path, rows: list[dict], settings: dict | None = None) 
         (folder / "settings.json").write_text(json.dumps(published, indent=2) + "\n", encoding="utf-8")
 
 
+def stored_rows(folder: Path, settings: dict) -> list[dict]:
+    """
+    The rows that a results folder holds, to which a run adds its own.
+
+    Raises:
+        ValueError: they were made under other settings.
+    """
+    if not (folder / "results.jsonl").is_file():
+        return []
+    stored = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+
+    def without_folders(value):
+        return Path(value).name if isinstance(value, str) else value
+
+    changed = {
+        key: (stored.get(key), value)
+        for key, value in json.loads(json.dumps(settings)).items()
+        if without_folders(stored.get(key)) != without_folders(value)
+    }
+    if changed:
+        raise ValueError(
+            f"{folder} holds results of other settings, (then, now): {changed}. Give another `--results_dir`."
+        )
+    return read_results(folder)
+
+
 def read_results(folder: Path) -> list[dict]:
     """The rows of results.jsonl."""
     file = folder / "results.jsonl"

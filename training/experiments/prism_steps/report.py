@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from modeling_prism.analysis.figures import new_figure, styled
 from training.experiments.common.figures import DARK, DOT, GREY, LIGHT, label
-from training.experiments.common.readme import Claim, make_table
+from training.experiments.common.readme import Claim, make_table, wrap
 from training.experiments.common.statistics import at_best_rate, by_arm, mean_and_spread
 from training.experiments.prism_steps.arms import ARMS
 
@@ -71,10 +71,28 @@ def make_figures(rows: list[dict]) -> dict[str, Figure]:
     return {"bits_per_byte": plot_bits_per_byte(rows)}
 
 
+def verdict(rows: list[dict]) -> str:
+    """What the search has found so far; every number is computed."""
+    best = {arm: float(np.mean(bits(runs))) for arm, runs in at_best(rows).items()}
+    body, floor = best[BODY], best["4-gram"]
+    ours = {arm: value for arm, value in best.items() if ARMS[arm].preset is None and ARMS[arm].ngram is None}
+    closest = min(ours, key=ours.get)
+    step = "step-0.2"
+    text = f"""
+        **Not settled.** No Prism reaches `{BODY}` yet: the closest, `{closest}`, is {ours[closest] - body:+.3f} bits
+        per byte above it. A smaller step alone, `{step}`, leaves {ours[step] - body:+.3f}.
+
+        Every arm is {"above" if min(ours[closest], body) > floor else "not above"} the 4-gram of the same tokens
+        ({floor:.3f}), `{BODY}` included ({body:.3f}).
+        """
+    return wrap(text)
+
+
 def blocks(rows: list[dict]) -> dict[str, str]:
     """What the README shows of the results, by block."""
-    return {"table": make_tables(rows)}
+    return {"verdict": verdict(rows), "table": make_tables(rows)}
 
 
 def claims(rows: list[dict]) -> list[Claim]:
+    """None: a search has no row in the project's table of results."""
     return []

@@ -28,7 +28,7 @@ from training.experiments.common.arguments import (
     check_seeds,
     settings_of,
 )
-from training.experiments.common.jobs import run_jobs, write_results
+from training.experiments.common.jobs import run_jobs, stored_rows, write_results
 from training.experiments.prism_steps.arms import ARMS
 from training.experiments.prism_steps.modeling import PrismStepsConfig
 from training.metrics import score_tokens
@@ -172,21 +172,26 @@ def run_job(arguments: Arguments, job: tuple[str, float, int], stem: Path) -> li
 
 
 def run(arguments: Arguments, folder: Path, results: Path, processes: int) -> None:
-    """Runs what is missing in `folder` and writes all rows to `results`."""
+    """Runs what neither `results` nor `folder` has, and adds its rows to `results`."""
+    settings = settings_of(arguments, "arms", "learning_rates", "seeds")
+    stored = stored_rows(results, settings)
+    # A floor has neither a rate nor a seed.
+    done = {(row["arm"], row.get("learning_rate"), row.get("seed")) for row in stored}
     jobs = {
         f"{arm}-lr{rate:g}-seed{seed}": (arm, rate, seed)
         for seed in arguments.seeds
         for rate in arguments.learning_rates
         for arm in arguments.arms
-        # A floor has neither a rate nor a seed.
-        if not ARMS[arm].ngram or (seed, rate) == (arguments.seeds[0], arguments.learning_rates[0])
+        if not {(arm, rate, seed), (arm, None, None)} & done
+        and (not ARMS[arm].ngram or (seed, rate) == (arguments.seeds[0], arguments.learning_rates[0]))
     }
-    if not Path(folder, "tokenizer").is_dir():
+    if jobs and not Path(folder, "tokenizer").is_dir():
         _, data_arguments, _ = pretrain.parse_arguments(
             [arguments.recipe, "--dataset_name", arguments.dataset_name, "--num_train_stories", "19620"]
         )
         train_tokenizer(load_texts(data_arguments)["train"], 2048).save_pretrained(folder / "tokenizer")
-    settings = settings_of(arguments, "arms", "learning_rates", "seeds")
-    write_results(
-        results, run_jobs(functools.partial(run_job, arguments), jobs, folder, settings, processes), settings
-    )
+    rows = stored + run_jobs(functools.partial(run_job, arguments), jobs, folder, settings, processes)
+    # Within an arm, the first seed comes first: it decides the rate.
+    order = list(ARMS)
+    rows.sort(key=lambda row: (order.index(row["arm"]), row.get("seed", 0), row.get("learning_rate", 0)))
+    write_results(results, rows, settings)
