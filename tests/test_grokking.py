@@ -309,8 +309,8 @@ def test_the_stock_trainer_takes_the_same_steps(tmp_path, request, monkeypatch):
 
     arguments = run.Arguments(modulus=11, train_fraction=0.5, lr=1e-3, seeds=[1], max_epochs=10)
     row = run.run_job(arguments, "sphere", tmp_path / "stack")[0]
-    assert result["next_token_accuracy"] == pytest.approx(row["curves"]["test_accuracy"][-1], abs=1e-4)
-    assert result["nats_per_token"] == pytest.approx(row["curves"]["test_loss"][-1], rel=1e-4)
+    assert result["accuracy"] == pytest.approx(row["curves"]["test_accuracy"][-1], abs=1e-4)
+    assert result["nats_per_answer"] == pytest.approx(row["curves"]["test_loss"][-1], rel=1e-4)
 
     input_ids, answers = make_table("addition", 11)
     rows = split_table(len(answers), 0.5, seed=1)[0]
@@ -330,7 +330,7 @@ def test_the_stock_trainer_reaches_the_same_onset(tmp_path, in_checkout):
     options += ["--config_overrides", f"vocab_size={size + 1},dtype=float64", "--learning_rate", 1e-3]
     pretrain.main(["configuration/recipes/grokking.yaml", *map(str, options)])
     history = json.loads((tmp_path / "trainer" / "trainer_state.json").read_text())["log_history"]
-    trained = {log["step"]: log["eval_next_token_accuracy"] for log in history if "eval_next_token_accuracy" in log}
+    trained = {log["step"]: log["eval_accuracy"] for log in history if "eval_accuracy" in log}
 
     arguments = run.Arguments(modulus=size, train_fraction=0.9, lr=1e-3, seeds=[1], max_epochs=onset, dtype="float64")
     row = run.run_job(arguments, "sphere", tmp_path / "stack")[0]

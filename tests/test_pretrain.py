@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, GPT2Config
 
 from modeling_prism import PrismConfig, SphericalConfig
 from training import bindings, pretrain, tell
-from training.callbacks import scheduled_noise_coefficient
-from training.resume import last_complete_checkpoint
+from training.callbacks import scheduled_noise_coefficient, tell_story
+from training.command import TrainingDiverged
+from training.resume import last_complete_checkpoint, remove_checkpoints
 
 
 pytestmark = pytest.mark.experiment
@@ -93,11 +95,15 @@ def weights(folder):
     return AutoModelForCausalLM.from_pretrained(folder).state_dict()
 
 
-def assert_same_run(folder, other):
+def assert_same_weights(folder, other):
     first, second = weights(folder), weights(other)
     assert first.keys() == second.keys()
     for name, weight in first.items():
         assert torch.equal(weight, second[name]), name
+
+
+def assert_same_run(folder, other):
+    assert_same_weights(folder, other)
     for config in (AutoModelForCausalLM.from_pretrained(path).config for path in (folder, other)):
         assert config.noise_coefficient == pytest.approx(0.10)
 
@@ -162,6 +168,9 @@ def test_every_saved_model_carries_its_card(finished, corpus):
         assert card.data.pipeline_tag == "text-generation" and "prism" in card.data.tags
         for part in ("PrismForCausalLM", "trust_remote_code=True", "global_batch_size: 4", "code revision"):
             assert part in card.text
+        # Options of other data and defaults that nobody asks about are left out.
+        for part in ("modulus", "train_fraction", "bf16", "id2label"):
+            assert part not in card.text
         # Local paths are not published.
         assert str(corpus.parent) not in card.content and str(output_dir.parent) not in card.content
     metrics = {r.metric_type: r.metric_value for r in ModelCard.load(output_dir / "README.md").data.eval_results}
@@ -378,20 +387,24 @@ def test_the_card_of_a_table(of_a_table):
     assert card.data.pipeline_tag is None and "text-generation" not in card.data.tags
     metrics = {r.metric_type: r.metric_value for r in card.data.eval_results}
     assert metrics == {
-        "accuracy": pytest.approx(result["next_token_accuracy"], abs=1e-5),
-        "nats_per_answer": pytest.approx(result["nats_per_token"], abs=1e-5),
+        "accuracy": pytest.approx(result["accuracy"], abs=1e-5),
+        "nats_per_answer": pytest.approx(result["nats_per_answer"], abs=1e-5),
     }
     for part in (
         "trained from scratch, on addition modulo 23: 2 steps, 948 tokens",
         "| test, after 2 steps | |",
-        f"| accuracy | {result['next_token_accuracy']:.4f} |",
+        f"| accuracy | {result['accuracy']:.4f} |",
+        "modulus: 23",
         "The lookup table has 529 pairs. The model was trained on 158 of them (`train_fraction` 0.3), drawn with "
         "`seed` 1, and tested on the other 371.",
         "`a b =`",
     ):
         assert part in card.text, part
-    for part in ("Once upon", "bits per byte", "Bits per byte", "perplexity", "biases"):
+    for part in ("Once upon", "bits per byte", "Bits per byte", "perplexity", "biases", "tokenizer_vocab_size"):
         assert part not in card.text, part
+    history = (output_dir / "trainer_state.json").read_text()
+    for part in ("bits_per_byte", "perplexity"):
+        assert part not in result and part not in history
 
 
 def test_a_model_of_a_table_is_asked_and_tells_no_stories(of_a_table):
@@ -444,6 +457,31 @@ def test_unused_rows_are_reported(recipe, tmp_path, caplog):
         (["--per_device_train_batch_size", "0"], "`per_device_train_batch_size`"),
         (["--block_size", "-5"], "`block_size`"),
         (["--num_train_stories", "0"], "`num_train_stories`"),
+        (["--max_steps", "-5"], "`max_steps`=-5"),
+        (["--max_steps", "-1", "--num_train_epochs", "nan"], "`num_train_epochs`=nan"),
+        (["--max_steps", "-1", "--num_train_epochs", "inf"], "`num_train_epochs`=inf"),
+        (["--learning_rate", "-1"], "`learning_rate` must be at least 0 and finite, got -1.0"),
+        (["--learning_rate", "nan"], "`learning_rate` .* got nan"),
+        (["--learning_rate", "inf"], "`learning_rate` .* got inf"),
+        (["--weight_decay", "-0.1"], "`weight_decay`"),
+        (["--adam_beta1", "1"], "`adam_beta1` must be at least 0 and below 1, got 1.0"),
+        (["--adam_beta2", "nan"], "`adam_beta2`"),
+        (["--adam_epsilon=-1e-8"], "`adam_epsilon`"),
+        (["--max_grad_norm", "-1"], "`max_grad_norm`"),
+        (["--warmup_steps", "-3"], "`warmup_steps`"),
+        (["--label_smoothing_factor", "1"], "`label_smoothing_factor`"),
+        (["--logging_steps", "0"], "`logging_steps` must be above 0"),
+        (["--save_steps", "-2"], "`save_steps`"),
+        (["--seed", "-1"], "`seed` must be at least 0 and below 4294967296, got -1"),
+        (["--dataloader_num_workers", "-1"], "`dataloader_num_workers`"),
+        (["--preprocessing_num_workers", "0"], "`preprocessing_num_workers`"),
+        (["--tokenizer_vocab_size", "257"], "`tokenizer_vocab_size`=257"),
+        (["--report_to", "tensorbored"], "`report_to`=.*tensorbored"),
+        (["--lr_scheduler_type", "cosin"], "cosin"),
+        (["--lr_scheduler_kwargs", '{"min_rate": 1}'], "`lr_scheduler_kwargs`=.*min_rate"),
+        (["--dataset_name", "missing.txt"], "`dataset_name`='missing.txt': there is no such file"),
+        (["--dataset_name", "/missing/folder"], "there is no such file or folder"),
+        ([*TABLE, "--label_smoothing_factor", "0.1"], "`label_smoothing_factor` .* lookup table"),
         (["--validation_file", "valid.txt"], "`validation_file`"),
         (["--attn_implementation", "flash"], "attn_implementation"),
         ([*TABLE, "--remove_unused_columns", "true"], "`remove_unused_columns`=True would drop .* leave it out"),
@@ -454,10 +492,64 @@ def test_unused_rows_are_reported(recipe, tmp_path, caplog):
         ([*TABLE, "--config_overrides", "vocab_size=100"], "data have 114 tokens.*`vocab_size`=100.*vocab_size=114`"),
     ],
 )
-def test_bad_options_are_refused_before_anything_is_written(options, message, recipe, tmp_path):
-    with pytest.raises(ValueError, match=message):
+def test_bad_options_are_refused_before_anything_is_written(options, message, recipe, tmp_path, capsys):
+    # The parser exits, and says why.
+    with pytest.raises((ValueError, SystemExit)) as refused:
         run(recipe, tmp_path / "run", *options)
+    assert re.search(message, f"{refused.value} {capsys.readouterr().err}", flags=re.DOTALL)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("block_size", None, "`block_size` must be int, got None"),
+        ("seed", 1.5, "`seed` must be int, got 1.5 .float."),
+        ("max_steps", True, "`max_steps` must be int, got True .bool."),
+        ("learning_rate", [1e-3], "`learning_rate` must be float"),
+        ("dataset_name", 7, "`dataset_name` must be str, got 7"),
+        ("eval_strategy", False, "`eval_strategy` must be str, got False .bool.. Write `no` in quotes"),
+        ("eval_on_start", 3, "`eval_on_start` must be bool"),
+        ("max_steps", "many", "--max_steps.*: invalid int value: 'many'"),
+        (3, "x", "unknown key `3`"),
+    ],
+)
+def test_recipes_with_values_of_a_wrong_type_are_refused(key, value, message, recipe, tmp_path, capsys):
+    settings = json.loads(recipe.read_text())
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**settings, key: value}))
+    with pytest.raises((ValueError, SystemExit)) as refused:
+        run(tmp_path / "recipe.yaml", tmp_path / "run")
+    assert re.search(message, f"{refused.value} {capsys.readouterr().err}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_as_people_write_them_are_read(recipe, tmp_path):
+    settings = json.loads(recipe.read_text())
+    # YAML reads 1e-3, without a point, as text, and a learning rate of 1 as an integer.
+    for value, expected in (("1e-3", 1e-3), (1, 1.0)):
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**settings, "learning_rate": value}))
+        assert pretrain.parse_arguments([str(tmp_path / "recipe.yaml")])[2].learning_rate == expected
+
+
+def test_models_that_cannot_be_trained_are_refused(recipe, finished, tmp_path):
+    sizes = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertConfig(**sizes, intermediate_size=37, max_position_embeddings=32).save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match="`model_config` is a bert that reads later tokens"):
+        run(recipe, tmp_path / "run", "--model_config", tmp_path / "bert")
+    tuned = ["--model_config", "", "--init_from"]
+    with pytest.raises(ValueError, match=r"`init_from`=.* lacks weights of PrismForCausalLM \(model.layers.2"):
+        run(recipe, tmp_path / "run", *tuned, finished[0], "--config_overrides", "num_hidden_layers=3")
+    for name, content in (("model.safetensors", b"\x10"), ("config.json", b"{"), ("tokenizer.json", b"{")):
+        shutil.copytree(finished[0] / "checkpoint-6", tmp_path / name)
+        (tmp_path / name / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"={str(tmp_path / name)!r} is neither"):
+            run(recipe, tmp_path / "run", *tuned, tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="`tokenizer_name`=.* is neither"):
+        run(recipe, tmp_path / "run", "--tokenizer_name", tmp_path / "empty")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="`model`=.* is neither"):
+        tell.main([str(tmp_path / "model.safetensors")])
 
 
 def test_misspelt_keys_are_refused_by_name(recipe, tmp_path):
@@ -465,7 +557,7 @@ def test_misspelt_keys_are_refused_by_name(recipe, tmp_path):
     (tmp_path / "recipe.yaml").write_text(json.dumps({**settings, "learning_rte": 1}))
     with pytest.raises(ValueError, match="unknown key `learning_rte`: did you mean `learning_rate`"):
         run(tmp_path / "recipe.yaml", tmp_path / "run")
-    with pytest.raises(ValueError, match="--learning_rte"):
+    with pytest.raises(ValueError, match="Unknown option '--learning_rte': did you mean `--learning_rate`"):
         run(recipe, tmp_path / "run", "--learning_rte", "1")
     with pytest.raises(ValueError, match="no recipe"):
         run(tmp_path / "missing.yaml", tmp_path / "run")
@@ -497,6 +589,227 @@ def test_an_output_folder_of_another_run_is_refused(recipe, finished, tmp_path):
 def test_a_finished_run_is_read_back_from_a_moved_checkout(recipe, finished, tmp_path):
     shutil.copytree(recipe.parent / "model", tmp_path / "moved")
     assert run(recipe, finished[0], "--model_config", tmp_path / "moved") == finished[1]
+
+
+def unfinished(finished, folder, *checkpoints):
+    """A copy of the finished run, as it was when it had saved `checkpoints` alone."""
+    shutil.copytree(finished, folder)
+    for file in folder.iterdir():
+        if file.name not in ("run.json", "samples.jsonl", *checkpoints):
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+    return folder
+
+
+def damage(file, size=None):
+    content = file.read_bytes()
+    middle = len(content) // 2
+    file.write_bytes(content[:size] if size is not None else content[:middle] + bytes(64) + content[middle + 64 :])
+
+
+DAMAGES = {
+    "weights with zeros inside": (lambda folder: damage(folder / "model.safetensors"), "model.safetensors is not as"),
+    "truncated weights": (lambda folder: damage(folder / "model.safetensors", 500), "model.safetensors is not as"),
+    "an empty optimizer": (lambda folder: damage(folder / "optimizer.pt", 0), "optimizer.pt is not as"),
+    "no random state": (lambda folder: (folder / "rng_state.pth").unlink(), "rng_state.pth is missing"),
+    "an empty state": (lambda folder: (folder / "trainer_state.json").write_text("{}"), "trainer_state.json is not"),
+    "no checksums": (lambda folder: (folder / "checksums.json").unlink(), "stopped while saving"),
+    "damaged checksums": (lambda folder: (folder / "checksums.json").write_text("{"), "checksums.json is damaged"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over(spoil, message, finished, tmp_path, caplog):
+    folder = unfinished(finished[0], tmp_path / "run", "checkpoint-4", "checkpoint-6")
+    assert last_complete_checkpoint(folder) == str(folder / "checkpoint-6")
+    spoil(folder / "checkpoint-6")
+    assert last_complete_checkpoint(folder) == str(folder / "checkpoint-4")
+    assert f"Skipping {folder / 'checkpoint-6'}: " in caplog.text and message in caplog.text
+    spoil(folder / "checkpoint-4")
+    assert last_complete_checkpoint(folder) is None and "starts from the beginning" in caplog.text
+
+
+def test_old_checkpoints_are_removed_and_nothing_else(tmp_path):
+    def left(limit, keep, *names):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        for name in (*names, "checkpoint-1-copy", "my-checkpoint-1", "checkpoint-best"):
+            (tmp_path / "run" / name).mkdir(parents=True)
+        remove_checkpoints(tmp_path / "run", limit, keep)
+        others = {"checkpoint-1-copy", "my-checkpoint-1", "checkpoint-best"}
+        found = {folder.name for folder in (tmp_path / "run").iterdir()}
+        assert others <= found
+        return sorted(int(name.partition("-")[2]) for name in found - others)
+
+    three = ("checkpoint-9", "checkpoint-10", "checkpoint-11")
+    assert left(None, {11}, *three) == left(0, {11}, *three) == left(3, {11}, *three) == [9, 10, 11]
+    assert left(2, {11, None}, *three) == [10, 11]
+    # The best is kept, and the last, from which the run resumes.
+    assert left(2, {11, 9}, *three) == left(1, {11, 9}, *three) == [9, 11]
+    # After a resume that passed over damaged checkpoints.
+    assert left(1, {9}, *three) == [9] and left(2, {9}, *three) == [9, 11]
+
+
+def without_times(history):
+    timed = ("runtime", "per_second", "flos")
+    return [{name: value for name, value in log.items() if not any(t in name for t in timed)} for log in history]
+
+
+@pytest.fixture(scope="module")
+def sparsely_logged(recipe, tmp_path_factory):
+    """An uninterrupted run that logs between its checkpoints, and best at another step than the last."""
+    options = ["--logging_steps", 5, "--save_total_limit", 9, "--load_best_model_at_end", "true", "--eval_steps", 2]
+    options += ["--metric_for_best_model", "bits_per_byte", "--greater_is_better", "true"]
+    output_dir = tmp_path_factory.mktemp("sparse") / "run"
+    run(recipe, output_dir, *options)
+    return output_dir, options
+
+
+@pytest.mark.parametrize("checkpoints", [(2,), (2, 4), (2, 4, 6)], ids=str)
+def test_a_resumed_run_leaves_the_files_of_an_uninterrupted_one(
+    checkpoints, sparsely_logged, recipe, tmp_path, caplog
+):
+    whole, options = sparsely_logged
+    folder = unfinished(whole, tmp_path / "run", *(f"checkpoint-{step}" for step in checkpoints))
+    damage(folder / f"checkpoint-{checkpoints[-1]}" / "optimizer.pt") if len(checkpoints) == 2 else None
+    with caplog.at_level("INFO"):
+        result = run(recipe, folder, *options)
+    assert f"continuing from checkpoint-{2 if len(checkpoints) == 2 else checkpoints[-1]}" in caplog.text
+    assert "missing keys" not in caplog.text
+    assert_same_weights(folder, whole)
+    files = [sorted(str(file.relative_to(run)) for file in run.rglob("*")) for run in (folder, whole)]
+    assert files[0] == files[1]
+    assert (folder / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
+    states = [json.loads((run / "trainer_state.json").read_text()) for run in (folder, whole)]
+    assert without_times(states[0]["log_history"]) == without_times(states[1]["log_history"])
+    assert result["tokens_per_second"] > 0
+
+
+def test_a_resumed_run_uses_as_many_threads_as_before(finished, recipe, tmp_path, caplog):
+    folder = unfinished(finished[0], tmp_path / "run", "checkpoint-4")
+    torch.set_num_threads(2)
+    try:
+        with caplog.at_level("INFO"):
+            run(recipe, folder)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert "Using 1 CPU threads, as before, and not 2" in caplog.text
+    assert_same_run(folder, finished[0])
+
+
+def test_a_run_that_saved_nothing_gives_way_to_another(recipe, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    others = tmp_path / "run.unfinished"
+    others.mkdir()
+    (others / "thesis.txt").write_text("mine")
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("the first step fails")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the first step fails"):
+        patch.setattr("transformers.Trainer.training_step", broken)
+        run(recipe, folder)
+    (folder / "notes.txt").write_text("kept")
+    result = run(recipe, folder, "--learning_rate", "2e-2", "--max_steps", 2)
+    assert json.loads((folder / "run.json").read_text())["learning_rate"] == 0.02
+    assert result == json.loads((folder / "results.json").read_text())
+    assert [json.loads(line)["step"] for line in (folder / "samples.jsonl").read_text().splitlines()] == [0, 2]
+    assert (folder / "notes.txt").read_text() == "kept" and (others / "thesis.txt").read_text() == "mine"
+
+
+def test_unusual_output_folders(recipe, tmp_path, monkeypatch):
+    # A link to a folder, which is a mount point.
+    (tmp_path / "disk" / "lost+found").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    run(recipe, tmp_path / "link", "--max_steps", 1)
+    assert (tmp_path / "disk" / "results.json").is_file() and (tmp_path / "link").is_symlink()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run(recipe, ".", "--max_steps", 1)
+    assert (tmp_path / "here" / "results.json").is_file()
+
+
+def test_output_folders_that_cannot_be_written_are_refused_first(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "load_data", lambda *args: pytest.fail("the corpus was read"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for output_dir, message in (
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "file" / "below", "lies below the file"),
+        (tmp_path / "dangling", "is a link to a folder that does not exist"),
+        ("/proc/run", "cannot be written"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(recipe, output_dir)
+
+
+def test_a_corpus_is_known_by_its_contents(recipe, finished, corpus, tmp_path):
+    same, other = tmp_path / "same" / corpus.name, tmp_path / "other" / corpus.name
+    for folder in (same, other):
+        shutil.copytree(corpus, folder)
+    assert run(recipe, finished[0], "--dataset_name", same) == finished[1]
+    text = (other / "train.txt").read_text()
+    (other / "train.txt").write_text(text[:-100] + text[-100:].swapcase())
+    assert (other / "train.txt").stat().st_size == (corpus / "train.txt").stat().st_size
+    with pytest.raises(ValueError, match="`corpus_sha256` was"):
+        run(recipe, finished[0], "--dataset_name", other)
+    shutil.copy(other / "train.txt", other / "valid.txt")
+    with pytest.raises(ValueError, match="are identical"):
+        run(recipe, tmp_path / "run", "--dataset_name", other)
+
+
+def test_a_diverging_run_stops_and_saves_nothing_that_is_not_finite(recipe, tmp_path):
+    with pytest.raises(TrainingDiverged, match=r"at step 2: .*`learning_rate`=1e\+30 .*Kept: .*checkpoint-1"):
+        run(recipe, tmp_path / "run", "--learning_rate", 1e30, "--save_steps", 1)
+    assert last_complete_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint-1")
+    assert not (tmp_path / "run" / "results.json").exists() and not (tmp_path / "run" / "model.safetensors").exists()
+    # Weights that the last step made infinite are found before they are saved.
+    with pytest.raises(TrainingDiverged, match="at step 1: .*No checkpoint was saved"):
+        run(recipe, tmp_path / "last", "--learning_rate", 1e39, "--max_steps", 1)
+    assert not any((tmp_path / "last").glob("checkpoint-*")) and not any((tmp_path / "last").glob("*.safetensors"))
+
+
+@pytest.mark.process
+def test_ctrl_c_says_in_two_lines_what_was_kept(recipe, tmp_path):
+    interrupt = KILL_BETWEEN_SAVES.replace("SIGKILL", "SIGINT") + "from training import command, pretrain\n"
+    interrupt += "main = pretrain.main\npretrain.main = lambda argv: command.run(lambda _: main(argv))\n"
+    done = run_process(recipe, tmp_path / "run", code=interrupt)
+    assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.splitlines()[-2:] == [
+        f"Interrupted after step 3. Kept: {tmp_path / 'run' / 'checkpoint-2'}.",
+        "The same command continues the run from there.",
+    ]
+
+
+@pytest.mark.process
+def test_a_mistake_ends_in_one_sentence(tmp_path):
+    command = [sys.executable, "-m", "training.pretrain", "missing.yaml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: There is no recipe 'missing.yaml'")
+    done = subprocess.run([*command, "--debug"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_no_saved_file_holds_a_local_path(finished, recipe, tmp_path):
+    tuned = tmp_path / "tuned"
+    options = ["--model_config", "", f"--init_from={finished[0]}", "--max_steps", 1]
+    run(recipe, tuned, *options)
+    for file in (file for folder in (finished[0], tuned) for file in folder.rglob("*") if file.is_file()):
+        for path in (finished[0].parent, recipe.parent, tmp_path):
+            assert str(path).encode() not in file.read_bytes(), file
+    assert "--init_from=finished" in (tuned / "README.md").read_text()
+
+
+def test_lengths_fit_the_model(finished, of_a_table, capsys):
+    tokenizer, model = AutoTokenizer.from_pretrained(finished[0]), AutoModelForCausalLM.from_pretrained(finished[0])
+    assert tokenizer.model_max_length == model.generation_config.max_length == 32
+    assert AutoTokenizer.from_pretrained(of_a_table[0]).model_max_length == 3
+    assert AutoModelForCausalLM.from_pretrained(of_a_table[0]).generation_config.max_new_tokens == 1
+    # Stories end with the context.
+    for prompt in ("Lily had", "Lily had a red ball and Tom had a blue one, " * 5):
+        told = tell.main([str(finished[0]), "--prompt", prompt, "--max_new_tokens", "99"])
+        assert told.startswith(prompt)
+        assert tell_story(model, tokenizer, prompt, 99).startswith(prompt)
 
 
 def test_resuming_with_a_changed_model_is_refused(recipe, finished, tmp_path):

@@ -12,18 +12,13 @@ from dataclasses import dataclass, field
 
 import torch
 from tqdm.auto import tqdm
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    HfArgumentParser,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import modeling_prism  # noqa: F401  (registers the architectures)
+from training.command import CommandParser, run
+from training.loading import load_model_and_tokenizer
 from training.tasks.arithmetic import reads_a_table
 from training.tasks.stories import Probe, tell
-from training.tell import beginning, explaining_a_missing_model
+from training.tell import beginning
 
 
 @dataclass
@@ -46,7 +41,9 @@ def answers_right(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pr
     scores = []
     for candidate in (probe.answer, *probe.wrong_answers):
         continuation = tokenizer(candidate, add_special_tokens=False)["input_ids"]
-        ids = torch.tensor([[*story, *continuation][-model.config.max_position_embeddings :]], device=model.device)
+        # Some architectures have no such limit.
+        limit = getattr(model.config, "max_position_embeddings", None) or 0
+        ids = torch.tensor([[*story, *continuation][-limit:]], device=model.device)
         logits = model(input_ids=ids, use_cache=False).logits[0, -len(continuation) - 1 : -1].float()
         scores.append(logits.log_softmax(-1).gather(1, ids[0, -len(continuation) :, None]).sum().item())
     return scores[0] > max(scores[1:])
@@ -79,14 +76,12 @@ def binding_accuracy(
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
-    parser = HfArgumentParser(BindingArguments, prog="python -m training.bindings")
+    parser = CommandParser(BindingArguments, prog="python -m training.bindings")
     parser.add_argument("model", help="Folder or hub name of a trained model.")
-    arguments, rest = parser.parse_args_into_dataclasses(
-        sys.argv[1:] if argv is None else argv, look_for_args_file=False
-    )
-    with explaining_a_missing_model(rest.model):
-        model = AutoModelForCausalLM.from_pretrained(rest.model).eval()
-        tokenizer = AutoTokenizer.from_pretrained(rest.model)
+    arguments, rest = parser.parse(sys.argv[1:] if argv is None else argv)
+    if arguments.num_stories < 1:
+        raise ValueError(f"`num_stories` must be at least 1, got {arguments.num_stories}.")
+    model, tokenizer = load_model_and_tokenizer(rest.model)
     if reads_a_table(tokenizer):
         raise ValueError(
             f"`model`={rest.model!r} was trained on a lookup table and cannot read a story: give a model of stories; "
@@ -100,4 +95,4 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

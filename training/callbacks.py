@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 
 # Prism's lambda at the first and the last step, as published (arXiv 2601.15540).
@@ -51,6 +52,14 @@ class SampleStoryCallback(TrainerCallback):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int, file: Path):
         self.tokenizer, self.prompt, self.max_new_tokens, self.file = tokenizer, prompt, max_new_tokens, file
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        # A resumed run repeats the evaluations that its checkpoint does not know, and their stories.
+        if state.is_world_process_zero and self.file.is_file():
+            known = {log["step"] for log in state.log_history if "eval_runtime" in log}
+            lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] in known]
+            self.file.write_text("".join(kept), encoding="utf-8")
+
     def on_evaluate(self, args, state, control, model=None, **kwargs):
         # Under FSDP a process holds a part of the weights only.
         if state.is_world_process_zero and not args.fsdp:
@@ -63,8 +72,9 @@ class SampleStoryCallback(TrainerCallback):
 def tell_story(model, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int, seed: int = 0) -> str:
     """Continues `prompt` by sampling (temperature 0.8, top-p 0.95) and leaves torch's random state unchanged."""
     inputs = tokenizer(tokenizer.bos_token + prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
-    # A position table limits the length.
-    room = (getattr(model.config, "max_position_embeddings", None) or 2**31) - inputs["input_ids"].shape[1]
+    max_new_tokens = min(max_new_tokens, room_for_tokens(model, inputs["input_ids"].shape[1]))
+    if max_new_tokens == 0:
+        return prompt
     was_training = model.training
     model.eval()
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []), torch.no_grad():
@@ -72,7 +82,7 @@ def tell_story(model, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_t
         tokens = model.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
-            max_new_tokens=max(1, min(max_new_tokens, room)),
+            max_new_tokens=max_new_tokens,
             do_sample=True,
             temperature=0.8,
             top_p=0.95,
@@ -81,11 +91,22 @@ def tell_story(model, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_t
     return tokenizer.decode(tokens[0], skip_special_tokens=True)
 
 
-class ThroughputCallback(TrainerCallback):
-    """Measures training speed: the time of the steps, without evaluations and saves."""
+def room_for_tokens(model: PreTrainedModel, length: int) -> int:
+    """The number of tokens that fit behind `length` ones into the model's `max_position_embeddings`."""
+    return max(0, (getattr(model.config, "max_position_embeddings", None) or 2**31) - length)
+
+
+class ThroughputCallback(TrainerCallback, ExportableState):
+    """Measures training speed: the time of the steps, without evaluations and saves. Checkpoints keep the sums."""
 
     def __init__(self):
         self.tokens, self.seconds = 0, 0.0
+
+    def state(self) -> dict:
+        return {"args": {}, "attributes": {"tokens": self.tokens, "seconds": self.seconds}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        vars(self).update(state.stateful_callbacks.get(type(self).__name__, self.state())["attributes"])
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.begun, self.tokens_before = time.perf_counter(), state.num_input_tokens_seen
@@ -95,6 +116,26 @@ class ThroughputCallback(TrainerCallback):
         # The tokens that were read: the last batch of an epoch is smaller.
         self.tokens += state.num_input_tokens_seen - self.tokens_before
 
-    def tokens_per_second(self) -> float:
-        """Tokens per second of all processes, over the steps that this process has seen."""
-        return self.tokens / self.seconds if self.tokens else float("nan")
+    def tokens_per_second(self) -> float | None:
+        """Tokens per second of all processes, over the steps of the whole run; `None` if they are unknown."""
+        return self.tokens / self.seconds if self.tokens else None
+
+
+class LossCallback(TrainerCallback, ExportableState):
+    """Keeps, over a resume, the sums behind the logged losses, which `Trainer` starts anew."""
+
+    trainer = None
+
+    def state(self) -> dict:
+        pending = getattr(self.trainer, "_tr_loss", None)
+        if pending is None:
+            return {"args": {}, "attributes": {}}
+        names = ("_total_loss_scalar", "_globalstep_last_logged")
+        sums = {name: getattr(self.trainer, name) for name in names}
+        return {"args": {}, "attributes": {"_tr_loss": pending.item(), **sums}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        sums = dict(state.stateful_callbacks.get(type(self).__name__, self.state())["attributes"])
+        if state.global_step and sums:
+            self.trainer._tr_loss.fill_(sums.pop("_tr_loss"))
+            vars(self.trainer).update(sums)

@@ -11,6 +11,7 @@ from datasets.exceptions import DatasetGenerationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from training.files import digest
 from training.tasks import Blocks, CardFacts
 from training.tasks.arithmetic import BLOCK_SIZE, TABLES, check_table, load_table, table_vocab_size
 from training.tasks.stories import stories
@@ -29,6 +30,11 @@ PARTS = {"train": ("train",), "validation": ("valid", "validation")}
 LOCAL_DATA_HINT = (
     "without a network, give a local folder (`--dataset_name FOLDER` with train.txt and valid.txt, stories separated "
     f"by {END_OF_TEXT}) or the built-in stories (`--dataset_name stories`)"
+)
+# The options that do not concern lookup tables.
+TEXT_OPTIONS = (
+    *("dataset_name", "dataset_config_name", "validation_file", "text_column", "streaming", "num_train_stories"),
+    *("num_validation_stories", "tokenizer_name", "tokenizer_vocab_size", "block_size", "keep_documents_apart"),
 )
 # Corpora of a known language.
 LANGUAGES = {"stories": "en", "roneneldan/TinyStories": "en"}
@@ -77,10 +83,11 @@ class DataArguments:
     )
 
     def __post_init__(self):
-        for name in ("num_train_stories", "num_validation_stories", "block_size"):
-            least = 2 if name == "block_size" else 1
+        minima = {"num_train_stories": 1, "num_validation_stories": 1, "preprocessing_num_workers": 1, "block_size": 2}
+        for name, least in minima.items():
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        check_tokenizer_size(self.tokenizer_vocab_size)
         self._check_dataset_name()
         if self.dataset_name in TABLES:
             check_table(self.dataset_name, self.modulus)
@@ -96,10 +103,44 @@ class DataArguments:
         if self.streaming and (self.dataset_name == "stories" or Path(self.dataset_name).exists()):
             raise ValueError(f"`streaming` needs a hub dataset; `dataset_name`={self.dataset_name!r} is local.")
 
+    def local_files(self) -> dict[str, Path]:
+        """
+        The files of the parts `train` and `validation` of a local corpus; none if the data are built in or on the hub.
+
+        Raises:
+            ValueError: a part is missing, or both parts are the same.
+        """
+        path = Path(self.dataset_name)
+        if self.dataset_name in ("stories", *TABLES) or not path.exists():
+            return {}
+        if path.is_dir():
+            files = {part: _find_part(path, names) for part, names in PARTS.items()}
+        else:
+            files = {"train": path, "validation": Path(self.validation_file) if self.validation_file else None}
+        for part, file in files.items():
+            if file is None or not file.is_file():
+                remedy = (
+                    f"put a file named {' or '.join(PARTS[part])} (.txt, .jsonl, .csv or .parquet) into the folder"
+                    if path.is_dir()
+                    else "give one with `--validation_file`"
+                )
+                raise ValueError(f"`dataset_name`={str(path)!r} has no {part} part ({file or 'no file'}): {remedy}.")
+        train, validation = files.values()
+        if train.stat().st_size == validation.stat().st_size and digest(train) == digest(validation):
+            raise ValueError(
+                f"The train part {str(train)!r} and the validation part {str(validation)!r} are identical: hold out "
+                "stories that the model is not trained on."
+            )
+        return files
+
     def _check_dataset_name(self):
         name = self.dataset_name
+        if name in ("stories", *TABLES) or Path(name).exists():
+            return
+        if Path(name).is_absolute() or name.startswith((".", "~")) or Path(name).suffix in (".txt", *BUILDERS):
+            raise ValueError(f"`dataset_name`={name!r}: there is no such file or folder.")
         # A name with a slash is a hub repository; a few hub names have none.
-        if name in ("stories", *TABLES) or "/" in name or Path(name).exists():
+        if "/" in name:
             return
         close = difflib.get_close_matches(name.lower(), ("stories", *TABLES), n=1, cutoff=0.8)
         if close:
@@ -161,7 +202,7 @@ def load_texts(arguments: DataArguments) -> DatasetDict:
             validation=stories("validation", arguments.num_validation_stories or 500),
         )
     elif path.exists():
-        texts = _load_local(path, arguments.validation_file)
+        texts = DatasetDict({part: _load_file(file) for part, file in arguments.local_files().items()})
     else:
         texts = _load_from_hub(arguments)
 
@@ -186,24 +227,10 @@ def load_texts(arguments: DataArguments) -> DatasetDict:
         rows = rows.filter(lambda text: bool(text and text.strip()), input_columns="text")
         if next(iter(rows), None) is None:
             raise ValueError(f"The {part} part of `dataset_name`={arguments.dataset_name!r} holds no text.")
+        if isinstance(rows, Dataset):
+            logger.info("The %s part has %s stories.", part, f"{len(rows):,}")
         texts[part] = rows
     return texts
-
-
-def _load_local(path: Path, validation_file: str | None) -> DatasetDict:
-    if path.is_dir():
-        files = {part: _find_part(path, names) for part, names in PARTS.items()}
-    else:
-        files = {"train": path, "validation": Path(validation_file) if validation_file else None}
-    for part, file in files.items():
-        if file is None or not file.exists():
-            remedy = (
-                f"put a file named {' or '.join(PARTS[part])} (.txt, .jsonl, .csv or .parquet) into the folder"
-                if path.is_dir()
-                else "give one with `--validation_file`"
-            )
-            raise ValueError(f"`dataset_name`={str(path)!r} has no {part} part ({file or 'no file'}): {remedy}.")
-    return DatasetDict({part: _load_file(file) for part, file in files.items()})
 
 
 def _find_part(folder: Path, names: tuple[str, ...]) -> Path | None:
@@ -216,11 +243,14 @@ def _load_file(file: Path) -> Dataset:
         raise ValueError(f"{str(file)!r} is not one of .txt, {', '.join(BUILDERS)}.")
     try:
         if file.suffix == ".txt":
+            separator = _separator_of(file)
             # With size and time as arguments, the cache of `datasets` notices a changed file.
             stat = file.stat()
             source = {"file": str(file.resolve()), "size": stat.st_size, "modified": stat.st_mtime_ns}
-            return Dataset.from_generator(read_stories, STORY, gen_kwargs=source)
-        return load_dataset(BUILDERS[file.suffix], data_files=str(file), split="train")
+            return Dataset.from_generator(read_stories, STORY, gen_kwargs={**source, "separator": separator})
+        # A story may read "NA" or "null", which pandas takes for a missing value.
+        options = {"keep_default_na": False, "encoding": "utf-8-sig"} if file.suffix == ".csv" else {}
+        return load_dataset(BUILDERS[file.suffix], data_files=str(file), split="train", **options)
     except Exception as error:
         # `datasets` reports so a builder that yielded nothing.
         if "corresponds to no data" in str(error):
@@ -234,12 +264,41 @@ def _load_file(file: Path) -> Dataset:
         raise ValueError(f"{str(file)!r} could not be read as {file.suffix}: {cause}") from error
 
 
-def read_stories(file: str, size: int, modified: int) -> Iterator[dict[str, str]]:
-    """Yields the stories of a text file, which `<|endoftext|>` separates; holds one story in memory."""
-    story = ""
-    with open(file, encoding="utf-8") as stream:
+def _separator_of(file: Path) -> str:
+    """The separator of the stories in a text file: `<|endoftext|>`, or blank lines ("") where that does not occur."""
+    num_paragraphs, in_paragraph = 0, False
+    with open(file, encoding="utf-8-sig") as stream:
         for line in stream:
-            *ends, rest = line.split(END_OF_TEXT)
+            if END_OF_TEXT in line:
+                return END_OF_TEXT
+            num_paragraphs += bool(line.strip()) and not in_paragraph
+            in_paragraph = bool(line.strip())
+    if num_paragraphs > 1:
+        logger.warning("%s has no %s: every blank line ends a story.", file, END_OF_TEXT)
+        return ""
+    if num_paragraphs == 1:
+        logger.warning("%s is a single story: separate stories by %s or blank lines.", file, END_OF_TEXT)
+    return END_OF_TEXT
+
+
+def read_stories(file: str, size: int, modified: int, separator: str = END_OF_TEXT) -> Iterator[dict[str, str]]:
+    """
+    Yields the stories of a text file, one in memory at a time.
+
+    Args:
+        file (`str`): UTF-8, with or without byte-order marks.
+        size, modified (`int`): of the file; not used, see `_load_file`.
+        separator (`str`): `<|endoftext|>`, or "" for blank lines.
+    """
+    story = ""
+    with open(file, encoding="utf-8-sig") as stream:
+        for line in stream:
+            # Files that were put together keep their byte-order marks.
+            line = line.replace("\ufeff", "") if not story.strip() else line
+            if separator:
+                *ends, rest = line.split(separator)
+            else:
+                ends, rest = [] if line.strip() else [""], line
             for end in ends:
                 if (story + end).strip():
                     yield {"text": (story + end).strip()}
@@ -268,6 +327,14 @@ def _load_from_hub(arguments: DataArguments) -> DatasetDict:
     return DatasetDict(train=parts["train"], validation=validation)
 
 
+def check_tokenizer_size(vocab_size: int) -> None:
+    """Raises `ValueError` for a byte-level tokenizer without room for all bytes and special tokens."""
+    if vocab_size < 258:
+        raise ValueError(
+            f"`tokenizer_vocab_size`={vocab_size} is too small: 256 bytes and two special tokens need at least 258."
+        )
+
+
 def train_tokenizer(texts: Dataset | IterableDataset, vocab_size: int) -> PreTrainedTokenizerFast:
     """
     Trains a byte-level BPE tokenizer: any UTF-8 text survives encoding and decoding.
@@ -276,10 +343,7 @@ def train_tokenizer(texts: Dataset | IterableDataset, vocab_size: int) -> PreTra
         texts (`Dataset` or `IterableDataset`): rows with a column `text`.
         vocab_size (`int`): number of tokens, at least 258: 256 bytes and two special tokens.
     """
-    if vocab_size < 258:
-        raise ValueError(
-            f"`tokenizer_vocab_size`={vocab_size} is too small: 256 bytes and two special tokens need at least 258."
-        )
+    check_tokenizer_size(vocab_size)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -308,11 +372,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         is_file = name.endswith(".json")
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=name) if is_file else AutoTokenizer.from_pretrained(name)
-    except OSError as error:
+    # The tokenizer libraries raise all kinds of errors for truncated and foreign files.
+    except Exception as error:
+        cause = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"`tokenizer_name`={name!r} is neither a folder with a tokenizer.json nor an available hub tokenizer "
-            f"({str(error).splitlines()[0]}); leave it out to train one on the corpus."
-        ) from None
+            f"({cause}); leave it out to train one on the corpus."
+        ) from error
     # If padding looked like the end of a text, fine-tuning with masked padding would unlearn to stop.
     defaults = {"eos_token": END_OF_TEXT, "bos_token": tokenizer.eos_token or END_OF_TEXT, "pad_token": PAD}
     missing = {key: token for key, token in defaults.items() if getattr(tokenizer, key) is None}
@@ -379,10 +445,11 @@ def describe_corpus(name: str) -> CardFacts:
     is_local = Path(name).exists()
     return CardFacts(
         name=Path(name).name if is_local else name,
-        example='"Once upon a time", max_new_tokens=100',
+        example='"Once upon a time"',
         explanation="Bits per byte are comparable between tokenizers; nats per token and perplexity are not.",
         limits="A small model for research on architectures, not for use with people. It knows its training text and "
         "nothing else, invents freely, and repeats the biases of that text.",
+        options=TEXT_OPTIONS,
         hub_name=name if "/" in name and not is_local else None,
         language=LANGUAGES.get(name),
     )

@@ -1,6 +1,5 @@
 """Renders the model card that goes into every saved folder, from `hub_cards/template.md`."""
 
-import math
 import subprocess
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
+from training.files import name_only
 from training.tasks import CardFacts
 
 
@@ -42,11 +42,6 @@ def code_revision() -> str:
     return revision.strip()[:12] + (" with local changes" if changes.strip() else "")
 
 
-def name_only(value):
-    """Replaces an absolute path by its last part, because a card that kept it would publish a local path."""
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-
 def render_model_card(
     model: PreTrainedModel,
     repo_id: str,
@@ -67,18 +62,16 @@ def render_model_card(
         step (`int`): number of optimizer steps.
         tokens_seen (`int`): number of tokens read by all processes.
         evaluated_at (`int`, *optional*): the step of the last evaluation, if there was one.
-        metrics (`dict[str, float]`): the metrics of that evaluation.
+        metrics (`dict[str, float]`): the metrics of that evaluation, `None` where they are infinite.
         data (`CardFacts`): what the card says about the data.
         init_from (`str`, *optional*): the model that was fine-tuned, if one was.
         command (`list[str]`): the command, word by word.
-        recipe (`dict`): every setting that decides the result of the run.
+        recipe (`dict`): the settings to show.
     """
-    if data.metrics:
-        metrics = {called: metrics[name] for name, called in data.metrics.items() if name in metrics}
     results = [
         EvalResult(data.task, data.data_type, data.name, metric_type=name, metric_value=round(value, 5))
         for name, value in metrics.items()
-        if math.isfinite(value)
+        if value is not None
     ]
     card_data = ModelCardData(
         library_name="transformers",
@@ -90,9 +83,9 @@ def render_model_card(
         model_name=Path(repo_id).name,
         eval_results=results or None,
     )
-    rows = [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in metrics.items()]
+    shown = {name: "infinite" if value is None else f"{value:.4f}" for name, value in metrics.items()}
+    rows = [f"| {name.replace('_', ' ')} | {value} |" for name, value in shown.items()]
     table = [f"| {data.evaluated_on}, after {evaluated_at:,} steps | |", "| --- | --- |", *rows] if rows else []
-    recipe = {name: name_only(value) for name, value in recipe.items()}
     return ModelCard.from_template(
         card_data,
         template_path=str(ROOT / "hub_cards" / "template.md"),

@@ -3,18 +3,22 @@
 import dataclasses
 import json
 import logging
-import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
+import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase, TrainingArguments
-from transformers.trainer_callback import TrainerState
+
+from training.files import digest, name_only, read_json, write_json
 
 
 logger = logging.getLogger(__name__)
 
-RUN_FILE = "run.json"
+RUN_FILE, RESULTS_FILE, CHECKSUMS_FILE = "run.json", "results.json", "checksums.json"
+# Files that are in a folder although nobody put them there.
+NOT_CONTENT = ("lost+found", f".{RUN_FILE}.unfinished")
 # Prefixes of the training options that a resumed run may change: logging, saving, sampling, pushing, hardware. All
 # others decide the result.
 HARMLESS_OPTIONS = (
@@ -23,6 +27,9 @@ HARMLESS_OPTIONS = (
     "|local_rank|log|logging|output_dir|parallelism|per_device|prediction_loss|project|push|remove_unused|report_to"
     "|restore_|resume_|run_name|sample_|save_|skip_memory|torch_empty|trackio|use_cache|use_cpu"
 )
+# Settings in run.json that say where a run was started, not which run it is. `config` describes a preset, whose folder
+# may have moved with the checkout.
+CIRCUMSTANCES = ("model_config", "cpu_threads")
 # Config fields that do not describe the architecture: the origin, the tokenizer's tokens, and what training sets.
 BOOKKEEPING = (
     "_name_or_path",
@@ -41,30 +48,38 @@ BOOKKEEPING = (
 def describe_run(
     model_arguments, data_arguments, training_arguments: TrainingArguments, config: PreTrainedConfig
 ) -> dict:
-    """Returns the settings that decide a run's result, as values that JSON and YAML can hold."""
+    """
+    Returns the settings that decide a run's result, as values that JSON and YAML can hold.
+
+    A local file or folder counts by its name and contents: `run.json` may be published, and paths may not.
+    """
     batch = training_arguments.train_batch_size * training_arguments.gradient_accumulation_steps
     training = dataclasses.asdict(training_arguments)
     run = {
         **dataclasses.asdict(model_arguments),
         **dataclasses.asdict(data_arguments),
-        "corpus_bytes": _size_of(data_arguments.dataset_name),
         "global_batch_size": batch * training_arguments.world_size,
         **{name: value for name, value in training.items() if not re.match(HARMLESS_OPTIONS, name)},
         "config": _architecture(config),
     }
     # The number of tokenising processes decides nothing.
     del run["preprocessing_num_workers"]
-    # Two paths to one folder are the same.
+    contents = {
+        "init_from": ("*.safetensors", "*.bin"),
+        "tokenizer_name": ("tokenizer*", "vocab*", "merges*"),
+    }
     for name in ("model_config", "init_from", "dataset_name", "validation_file", "tokenizer_name"):
-        if run[name] and Path(run[name]).exists():
-            run[name] = str(Path(run[name]).resolve())
-    return json.loads(json.dumps({name: value for name, value in run.items() if value is not None}, default=str))
-
-
-def _size_of(name: str) -> int | None:
-    path = Path(name)
-    files = path.iterdir() if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file()) or None
+        path = Path(run[name]) if run[name] else None
+        if path and path.exists():
+            run[name] = path.resolve().name
+            files = [path] if path.is_file() else [f for pattern in contents.get(name, ()) for f in path.glob(pattern)]
+            if name in contents:
+                run[f"{name}_sha256"] = digest(*sorted(files))
+    files = data_arguments.local_files()
+    run["corpus_sha256"] = digest(*files.values()) if files else None
+    run["cpu_threads"] = torch.get_num_threads() if training_arguments.device.type == "cpu" else None
+    run = {name: name_only(value) for name, value in run.items() if value is not None}
+    return json.loads(json.dumps(run, default=str))
 
 
 def _architecture(config: PreTrainedConfig) -> dict:
@@ -72,47 +87,56 @@ def _architecture(config: PreTrainedConfig) -> dict:
 
 
 def check_output_dir(output_dir: Path, run: dict) -> None:
-    """Raises `ValueError` for a folder that holds another run or other files."""
-    if output_dir.is_file():
-        raise ValueError(f"`output_dir`={str(output_dir)!r} is a file: name a folder.")
-    if not output_dir.is_dir() or not any(output_dir.iterdir()):
+    """Raises `ValueError` for a folder that cannot be written, or that holds another run or other files."""
+    shown = f"`output_dir`={str(output_dir)!r}"
+    if output_dir.is_symlink() and not output_dir.exists():
+        raise ValueError(f"{shown} is a link to a folder that does not exist: create that folder, or name another.")
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"{shown} is a file: name a folder.")
+    existing = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise ValueError(f"{shown} lies below the file {str(existing)!r}: name another folder.")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ValueError(f"{shown} cannot be written ({error.strerror}): name a folder of your own.") from None
+    if existing != output_dir or not _contents(output_dir):
         return
     file = output_dir / RUN_FILE
     if not file.is_file():
+        raise ValueError(f"{shown} is not empty and does not hold a run of this command: choose another.")
+    found = read_json(file)
+    differences = _differences(*({**described, **dict.fromkeys(CIRCUMSTANCES)} for described in (found, run)))
+    if differences and has_saved(output_dir):
         raise ValueError(
-            f"`output_dir`={str(output_dir)!r} is not empty and does not hold a run of this command: choose another."
+            f"{shown} holds another run ({differences}): choose another `output_dir`, repeat that run's settings to "
+            "resume it, or delete the folder. To train a finished model further, start a new run with it as "
+            "`init_from`."
         )
-    # `config` describes a preset whose folder may have moved with the checkout.
-    found, wanted = (
-        {**described, "model_config": None} for described in (json.loads(file.read_text(encoding="utf-8")), run)
-    )
-    differences = _differences(found, wanted)
-    if differences:
-        raise ValueError(
-            f"`output_dir`={str(output_dir)!r} holds another run ({differences}): choose another `output_dir`, repeat "
-            "that run's settings to resume it, or delete the folder. To train a finished model further, start a new "
-            "run with it as `init_from`."
-        )
+
+
+def _contents(folder: Path) -> list[Path]:
+    return [entry for entry in folder.iterdir() if entry.name not in NOT_CONTENT]
+
+
+def has_saved(output_dir: Path) -> bool:
+    """Whether the run in a folder has saved weights. One that has not may be replaced by another."""
+    return any(any(output_dir.glob(name)) for name in ("checkpoint-*", RESULTS_FILE, "*.safetensors", "*.bin"))
 
 
 def begin_run(output_dir: Path, run: dict, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Creates the folder of `run`, with its tokenizer, atomically; does nothing if it exists."""
-    if (output_dir / RUN_FILE).is_file():
-        return
-    unfinished = output_dir.with_name(output_dir.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    tokenizer.save_pretrained(unfinished)
-    write_json(unfinished / RUN_FILE, run)
-    if output_dir.is_dir():
-        output_dir.rmdir()
-    unfinished.rename(output_dir)
+    """Makes a folder that of `run`, with its tokenizer, unless the run has saved weights there already."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if not (output_dir / RUN_FILE).is_file() or not has_saved(output_dir):
+        write_json(output_dir / RUN_FILE, run)
+        tokenizer.save_pretrained(output_dir)
 
 
-def write_json(file: Path, content: dict) -> None:
-    """Writes a JSON file atomically: a killed process leaves no partial file."""
-    unfinished = file.with_name(file.name + ".unfinished")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, file)
+def threads_of_run(output_dir: Path) -> int:
+    """The number of CPU threads that the run in a folder started with, or that of this process if it is unknown."""
+    run = read_json(output_dir / RUN_FILE) if (output_dir / RUN_FILE).is_file() else {}
+    return run.get("cpu_threads", torch.get_num_threads())
 
 
 def _differences(found: dict, wanted: dict) -> str:
@@ -120,37 +144,82 @@ def _differences(found: dict, wanted: dict) -> str:
     return "; ".join(f"`{name}` was {found.get(name)!r}, now {wanted.get(name)!r}" for name in names)
 
 
-def check_checkpoint(checkpoint: str, config: PreTrainedConfig) -> None:
-    """Raises `ValueError` for a checkpoint that is incomplete or holds another model."""
-    if not _is_complete(Path(checkpoint)):
+def seal_checkpoint(checkpoint: Path) -> None:
+    """Writes the checksums of a checkpoint's files, which is the last thing that makes it complete."""
+    files = sorted(file for file in checkpoint.rglob("*") if file.is_file() and file.name != CHECKSUMS_FILE)
+    write_json(checkpoint / CHECKSUMS_FILE, {str(file.relative_to(checkpoint)): digest(file) for file in files})
+
+
+def fault_of(checkpoint: Path) -> str | None:
+    """What keeps a run from resuming exactly from a checkpoint, or `None`."""
+    if not (checkpoint / CHECKSUMS_FILE).is_file():
+        return f"{CHECKSUMS_FILE} is missing, because the run stopped while saving or something else saved it"
+    try:
+        checksums = read_json(checkpoint / CHECKSUMS_FILE)
+    except ValueError:
+        return f"{CHECKSUMS_FILE} is damaged"
+    for required in ("trainer_state.json", "scheduler.pt", "optimizer", "rng_state"):
+        # Without the optimizer (`save_only_model`) there is nothing to resume.
+        if not any(name.startswith(required) for name in checksums):
+            return f"{required} was not saved"
+    for name, checksum in checksums.items():
+        if not (checkpoint / name).is_file():
+            return f"{name} is missing"
+        if digest(checkpoint / name) != checksum:
+            return f"{name} is not as it was saved"
+    return None
+
+
+def find_checkpoint(output_dir: Path, wanted: str | None, config: PreTrainedConfig) -> str | None:
+    """
+    Returns the checkpoint `wanted`, or else the last complete one in `output_dir` if there is one.
+
+    Raises:
+        ValueError: `wanted` is not intact, or the checkpoint holds another model.
+    """
+    fault = fault_of(Path(wanted)) if wanted else None
+    if fault:
         raise ValueError(
-            f"`resume_from_checkpoint`={checkpoint!r} is not a complete checkpoint: leave the option out to resume "
-            "from the last complete one in `output_dir`."
+            f"`resume_from_checkpoint`={wanted!r} is not a complete checkpoint ({fault}): leave the option out to "
+            "resume from the last complete one in `output_dir`."
         )
+    checkpoint = wanted or last_complete_checkpoint(output_dir)
+    if checkpoint is None:
+        return None
     differences = _differences(_architecture(AutoConfig.from_pretrained(checkpoint)), _architecture(config))
     if differences:
         raise ValueError(
             f"`resume_from_checkpoint`={checkpoint!r} holds another model ({differences}): resume with that model's "
             "settings, or start a new run in another `output_dir`."
         )
+    return checkpoint
+
+
+def _steps_in(output_dir: Path) -> list[int]:
+    """The steps of the checkpoints in a folder, in order."""
+    matches = [re.fullmatch(r"checkpoint-(\d+)", folder.name) for folder in output_dir.glob("checkpoint-*")]
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def remove_checkpoints(output_dir: Path, limit: int | None, keep: set[int | None]) -> None:
+    """Removes old checkpoints until `limit` are left, but not those of `keep`, the newest and perhaps the best."""
+    steps = _steps_in(output_dir)
+    newest = max(step for step in keep if step is not None)
+    # Later steps come from before a resume that passed over them.
+    removable = sorted((step for step in steps if step not in keep), key=lambda step: (step < newest, step))
+    for step in removable[: max(0, len(steps) - limit) if limit else 0]:
+        shutil.rmtree(output_dir / f"checkpoint-{step}")
 
 
 def last_complete_checkpoint(output_dir: Path) -> str | None:
-    """Returns the newest complete checkpoint, or `None`."""
-    steps = [re.fullmatch(r"checkpoint-(\d+)", folder.name) for folder in output_dir.glob("checkpoint-*")]
-    for step in sorted((int(match[1]) for match in steps if match), reverse=True):
+    """Returns the newest intact checkpoint, or `None`; says which newer ones it passes over, and why."""
+    steps = _steps_in(output_dir)
+    for step in reversed(steps):
         folder = output_dir / f"checkpoint-{step}"
-        if _is_complete(folder):
+        fault = fault_of(folder)
+        if not fault:
             return str(folder)
-        logger.warning("Skipping %s: it is incomplete, because the run stopped while saving it.", folder)
+        logger.warning("Skipping %s: %s.", folder, fault)
+    if steps:
+        logger.warning("%s has no intact checkpoint: the run starts from the beginning.", output_dir)
     return None
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    # `Trainer` writes its state last and deletes older checkpoints only after that. A checkpoint without the optimizer
-    # (`save_only_model`) cannot be resumed.
-    try:
-        TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    except (OSError, ValueError, TypeError):
-        return False
-    return (checkpoint / "scheduler.pt").is_file() and any(checkpoint.glob("optimizer*"))

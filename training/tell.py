@@ -7,15 +7,20 @@ python -m training.tell outputs/grokking_one_seed --prompt "3 4 ="
 ```
 """
 
-import contextlib
+import logging
+import math
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser, PreTrainedTokenizerBase, pipeline, set_seed
+from transformers import PreTrainedTokenizerBase, pipeline, set_seed
 
-import modeling_prism  # noqa: F401  (registers the architectures)
+from training.callbacks import room_for_tokens
+from training.command import CommandParser, run
+from training.loading import load_model_and_tokenizer
 from training.tasks.arithmetic import check_question, reads_a_table
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -28,43 +33,42 @@ class TellArguments:
     seed: int = field(default=0, metadata={"help": "Sampling seed."})
 
 
-@contextlib.contextmanager
-def explaining_a_missing_model(name: str) -> Iterator[None]:
-    """Turns transformers' error about a missing model into a `ValueError` with the remedy."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"`model`={name!r} is neither the folder of a trained model nor an available hub model "
-            f"({str(error).splitlines()[0]}); `make demo` trains one into outputs/quickstart."
-        ) from None
-
-
 def beginning(tokenizer: PreTrainedTokenizerBase) -> str:
     """The token that precedes every story in training; some tokenizers call it only the end of a text."""
     return tokenizer.bos_token or tokenizer.eos_token or ""
 
 
 def main(argv: list[str] | None = None) -> str:
-    parser = HfArgumentParser(TellArguments, prog="python -m training.tell")
+    parser = CommandParser(TellArguments, prog="python -m training.tell")
     parser.add_argument("model", help="Folder or hub name of a trained model.")
-    arguments, rest = parser.parse_args_into_dataclasses(
-        sys.argv[1:] if argv is None else argv, look_for_args_file=False
-    )
+    arguments, rest = parser.parse(sys.argv[1:] if argv is None else argv)
+    if not 0 < arguments.temperature < math.inf or arguments.max_new_tokens < 1:
+        raise ValueError(
+            f"`temperature`={arguments.temperature} must be above 0 and finite, and `max_new_tokens`="
+            f"{arguments.max_new_tokens} at least 1."
+        )
     set_seed(arguments.seed)
-    with explaining_a_missing_model(rest.model):
-        tell = pipeline("text-generation", rest.model)
-    options = {"max_new_tokens": arguments.max_new_tokens, "do_sample": True, "temperature": arguments.temperature}
-    if reads_a_table(tell.tokenizer):
-        check_question(arguments.prompt, tell.tokenizer)
+    model, tokenizer = load_model_and_tokenizer(rest.model)
+    start, story = beginning(tokenizer), arguments.prompt
+    if reads_a_table(tokenizer):
+        check_question(story, tokenizer)
         # The tokenizer's decoder puts no space between the prompt and the answer.
-        arguments.prompt = f"{arguments.prompt.strip()} "
-        options = {"max_new_tokens": 1, "do_sample": False}
-    start = beginning(tell.tokenizer)
-    story = tell(start + arguments.prompt, **options)[0]["generated_text"].removeprefix(start)
+        story, room = f"{story.strip()} ", 1
+        options = {"do_sample": False}
+    else:
+        room = room_for_tokens(model, len(tokenizer(start + story, add_special_tokens=False)["input_ids"]))
+        options = {"do_sample": True, "temperature": arguments.temperature}
+        if room < arguments.max_new_tokens:
+            logger.warning("The model's context has room for %d tokens behind the prompt.", room)
+    if room:
+        # A `max_length` beside `max_new_tokens` would only cause a warning.
+        model.generation_config.max_length = None
+        tell = pipeline("text-generation", model, tokenizer=tokenizer)
+        told = tell(start + story, max_new_tokens=min(arguments.max_new_tokens, room), **options)
+        story = told[0]["generated_text"].removeprefix(start)
     print(story)
     return story
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

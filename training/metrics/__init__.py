@@ -29,18 +29,23 @@ def score_tokens(logits: torch.Tensor | tuple, labels: torch.Tensor, shift: int 
     return torch.stack((nll, (logits.argmax(-1) == targets).float()), dim=-1)
 
 
-def language_modeling_metrics(bytes_per_token: float, shift: int = 1) -> Callable[[EvalPrediction], dict[str, float]]:
+def language_modeling_metrics(
+    bytes_per_token: float, shift: int = 1, names: dict[str, str] | None = None
+) -> Callable[[EvalPrediction], dict[str, float]]:
     """
     The `compute_metrics` of a language model, with the metrics of `training/metrics/language_modeling`.
 
     Args:
         bytes_per_token (`float`): UTF-8 bytes per token of the evaluated text.
         shift (`int`): as in `score_tokens`.
+        names (`dict[str, str]`, *optional*): the metrics to return, and their new names. Default: all, unchanged.
     """
     metrics = evaluate.load(str(Path(__file__).parent / "language_modeling"))
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         scores = prediction.predictions[prediction.label_ids[:, shift:] != IGNORED]
-        return metrics.compute(nll=scores[:, 0], correct=scores[:, 1].astype(bool), bytes_per_token=bytes_per_token)
+        correct = scores[:, 1].astype(bool)
+        found = metrics.compute(nll=scores[:, 0], correct=correct, bytes_per_token=bytes_per_token)
+        return {new: found[name] for name, new in names.items()} if names else found
 
     return compute

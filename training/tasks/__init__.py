@@ -1,12 +1,14 @@
 """Tasks, one per file. Each gives the training command blocks of tokens, and its model cards facts about them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from datasets import Dataset, IterableDataset
 
 
 # The label of a token that is not scored, as everywhere in transformers.
 IGNORED = -100
+# The metrics of text, as `training/metrics/language_modeling` names them.
+METRICS = ("nats_per_token", "perplexity", "bits_per_byte", "next_token_accuracy")
 
 
 @dataclass
@@ -19,10 +21,10 @@ class CardFacts:
         example (`str`): the arguments with which the card calls the model's pipeline.
         explanation (`str`): how to read the metrics.
         limits (`str`): what the model cannot do.
+        options (`tuple[str, ...]`): the options of `DataArguments` that the data depend on.
         task (`str`): the task for the hub, "other" if the hub has no name for it.
         data_type (`str`): the kind of data for the hub.
         evaluated_on (`str`): the name of the evaluated part.
-        metrics (`dict[str, str]`, *optional*): the metrics to show and their names on the card. Default: all.
         hub_name (`str`, *optional*): the dataset's name on the hub.
         language (`str`, *optional*): the language code of the text, if it is known.
     """
@@ -31,10 +33,10 @@ class CardFacts:
     example: str
     explanation: str
     limits: str
+    options: tuple[str, ...]
     task: str = "text-generation"
     data_type: str = "text"
     evaluated_on: str = "validation"
-    metrics: dict[str, str] | None = None
     hub_name: str | None = None
     language: str | None = None
 
@@ -52,6 +54,7 @@ class Blocks:
             tokens. It turns nats per token into bits per byte.
         card (`CardFacts`): what a model card says about the data.
         label_shift (`int`): number of places between a label and the logits that predict it.
+        metrics (`dict[str, str]`): the metrics to report, and the names to report them by.
     """
 
     train: Dataset | IterableDataset
@@ -60,3 +63,4 @@ class Blocks:
     validation_bytes_per_token: float
     card: CardFacts
     label_shift: int = 1
+    metrics: dict[str, str] = field(default_factory=lambda: {name: name for name in METRICS})

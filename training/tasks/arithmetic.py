@@ -144,10 +144,10 @@ def load_table(
         f"Chance is an accuracy of about {1 / size:.4f}.",
         limits="A small model for research on how networks learn. It knows one lookup table and nothing else: it "
         "reads the three tokens `a b =` and answers any question with one of its numbers, right or wrong.",
+        options=("dataset_name", "block_size", "train_fraction", *(["modulus"] if table != "s5" else [])),
         task="other",
         data_type="table",
         evaluated_on="test",
-        metrics={"next_token_accuracy": "accuracy", "nats_per_token": "nats_per_answer"},
     )
     bytes_per_answer = sum(map(len, answers)) / len(answers)
     blocks = Blocks(
@@ -156,6 +156,7 @@ def load_table(
         validation_bytes_per_token=bytes_per_answer,
         card=card,
         label_shift=0,
+        metrics={"next_token_accuracy": "accuracy", "nats_per_token": "nats_per_answer"},
     )
     return tokenizer, blocks
 
