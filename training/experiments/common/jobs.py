@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from training.model_card import code_revision, name_only
+from training.files import name_only
+from training.model_card import code_revision
 
 
 def _begun(file: Path) -> Path:
