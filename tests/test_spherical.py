@@ -130,7 +130,8 @@ def test_negative_control_the_baselines_leave_the_sphere():
 
 @pytest.mark.parametrize("residual_norm", ["layer_norm", "rms_norm"])
 def test_without_gains_the_baselines_are_a_sphere_of_radius_sqrt_d(residual_norm):
-    model = DEFAULT.model(residual_norm=residual_norm, norm_affine=False, bounded_unembedding=False)
+    options = {"residual_norm": residual_norm, "norm_affine": False, "bounded_unembedding": False}
+    model = DEFAULT.model(**options, layer_norm_eps=1e-9)
     assert not any("norm" in name for name, _ in model.named_parameters())
     assert_near(lengths_of_the_residual_stream(model) / math.sqrt(32), torch.ones(5, 2, 40), msg=residual_norm)
 
