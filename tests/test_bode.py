@@ -185,7 +185,7 @@ def test_stories_that_are_too_short_are_counted(trained_tokenizer):
 
 
 def test_a_window_has_to_hold_a_segment():
-    with pytest.raises(ValueError, match="A window of 32 tokens has no segment of `nperseg`=32"):
+    with pytest.raises(ValueError, match="`nperseg`=32 needs windows of more tokens: the shortest has 32"):
         response.content_spectra(Case("momentum", "default").model(), [random_ids(32)], nperseg=32)
 
 
