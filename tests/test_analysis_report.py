@@ -1,25 +1,37 @@
 """The report, end to end: what it writes, what it says, and how it looks in a real browser."""
 
+import contextlib
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import warnings
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from datasets import Dataset
 from matplotlib.text import Text
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     MambaConfig,
     MambaForCausalLM,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 import modeling_prism.analysis
@@ -28,11 +40,13 @@ from modeling_prism import (
     MomentumForCausalLM,
     PrismConfig,
     PrismForCausalLM,
+    PrismModel,
     SphericalConfig,
     SphericalForCausalLM,
 )
 from modeling_prism.analysis import __main__ as command
 from modeling_prism.analysis import (
+    cut_texts,
     examine,
     examine_untrained,
     figures,
@@ -94,23 +108,23 @@ def reports(folder, tmp_path_factory):
     Page, numbers and folder of the report on each model, made when first asked for; and by picture the smallest text
     that was drawn, in points.
     """
-    made, save = {}, report.save_picture
+    made, draw = {}, report.draw
 
     def get(model):
         if model not in made:
             out = tmp_path_factory.mktemp(f"report_{model}")
             points = get.points[model] = {}
 
-            def noting(picture, folder):
-                source = save(picture, folder)
+            def noting(picture):
+                files = draw(picture)
                 texts = [
                     each for each in picture.figure.findobj(Text) if each.get_visible() and each.get_text().strip()
                 ]
                 points[picture.name] = min(each.get_fontsize() for each in texts)
-                return source
+                return files
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(report, "save_picture", noting)
+                patch.setattr(report, "draw", noting)
                 made[model] = (*run(folder, model, out, *FEW), out)
         return made[model]
 
@@ -120,8 +134,10 @@ def reports(folder, tmp_path_factory):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Pictures are made but not written, which takes most of the time."""
-    monkeypatch.setattr(report, "save_picture", lambda picture, folder: "data:,")
+    """Figures are made but not drawn, which takes most of the time."""
+    monkeypatch.setattr(
+        report, "draw", lambda picture: {f"{picture.name}.{kind}": b"drawn" for kind in ("png", "svg")}
+    )
 
 
 FEW = ("--num_texts", "4", "--max_length", "40")
@@ -312,7 +328,12 @@ def test_windows_are_cut_to_the_context(folder, tmp_path, undrawn):
         (["bare", "--texts", "texts.txt", "--out", "x"], "'bare' has no tokenizer.*--modulus"),
         (["llama", "--texts", "nothing.txt", "--out", "x"], "`texts`='nothing.txt' cannot be read"),
         (["llama", "--texts", "empty.txt", "--out", "x"], "holds no text"),
-        (["llama", "--out", "x"], "Give either `--texts`.*or `--modulus`"),
+        (["llama", "--texts", "texts.txt", "--modulus", "7"], "Give either `--texts`.*or `--modulus`.*not both"),
+        (["bert", "--texts", "texts.txt"], "BertLMHeadModel is not a causal language model.*depend on later tokens"),
+        (["body", "--texts", "texts.txt"], "'body' holds a PrismModel, not a causal language model"),
+        (["classifier", "--texts", "texts.txt"], "'classifier' holds a LlamaForSequenceClassification, not a causal"),
+        (["headless", "--texts", "texts.txt"], r"'headless' lacks weights of a causal.*lm_head.weight"),
+        (["truncated", "--texts", "texts.txt"], "'truncated' is neither the folder nor the hub name"),
         (["llama", "--texts", "texts.txt", "--out", "x", "--compare", "nowhere"], "'nowhere' is neither"),
         (["llama", "--modulus", "0", "--out", "x"], "`modulus`=0 has no two residues.*2 or more"),
         (["llama", "--modulus", "-3", "--out", "x"], "`modulus`=-3 has no two residues.*2 or more"),
@@ -344,10 +365,19 @@ def test_windows_are_cut_to_the_context(folder, tmp_path, undrawn):
 def test_bad_input_is_named_before_any_work(arguments, message, folder, residues, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(modeling_prism.analysis.collect, "run_batch", lambda *_: pytest.fail("a model was run"))
-    monkeypatch.setattr(LlamaForCausalLM, "forward", lambda *_, **__: pytest.fail("a model was run"))
     if not (folder / "bare").exists():
         make_models()["llama"].save_pretrained(folder / "bare")
         (folder / "empty.txt").write_text("\n\n  \n")
+        sizes = {**SIZES, "num_attention_heads": 4, "max_position_embeddings": 64}
+        BertForMaskedLM(BertConfig(**sizes)).save_pretrained(folder / "bert")
+        PrismModel(PrismConfig(**sizes)).save_pretrained(folder / "body")
+        LlamaForSequenceClassification(LlamaConfig(**sizes)).save_pretrained(folder / "classifier")
+        for name in ("truncated", "headless"):
+            shutil.copytree(folder / "bare", folder / name)
+        body = {key: value for key, value in make_models()["llama"].state_dict().items() if "lm_head" not in key}
+        save_file(body, folder / "headless" / "model.safetensors", metadata={"format": "pt"})
+        weights = folder / "truncated" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:999])
     # It is found before anything is measured.
     monkeypatch.setattr(command, "examine", lambda *args, **options: pytest.fail("measured before it was refused"))
     monkeypatch.setattr(command, "untrained_copy", lambda *args: pytest.fail("measured before it was refused"))
@@ -386,6 +416,48 @@ def test_a_tokenizer_of_another_model(folder):
     for max_length in (0, 3):
         with pytest.raises(ValueError, match=f"`max_length`={max_length} "):
             examine(model, tokenizer, ["Tom had a red ball."], max_length=max_length, progress=False)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda sizes: BertForMaskedLM(BertConfig(**sizes)), "depend on later tokens"),
+        (lambda sizes: BertForSequenceClassification(BertConfig(**sizes)), "does not return logits"),
+        (lambda sizes: LlamaForSequenceClassification(LlamaConfig(**sizes)), "does not return logits"),
+        (lambda sizes: PrismModel(PrismConfig(**sizes)), "does not return logits"),
+        (
+            lambda sizes: T5ForConditionalGeneration(T5Config(vocab_size=VOCAB, d_model=32, d_ff=37)),
+            "not return logits",
+        ),
+    ],
+)
+def test_only_causal_language_models_are_examined(make, message, folder):
+    tokenizer = command.AutoTokenizer.from_pretrained(folder / "llama")
+    model = make({**SIZES, "num_attention_heads": 4, "max_position_embeddings": 64})
+    with pytest.raises(ValueError, match=f"{type(model).__name__} is not a causal language model.*{message}"):
+        examine(model, tokenizer, ["Tom had a red ball."], progress=False)
+    with pytest.raises(ValueError, match="is not a causal language model"):
+        modeling_prism.analysis.examine_cyclic(model, 11)
+
+
+def test_a_llama_opened_as_momentum_is_examined_as_momentum(folder):
+    tokenizer, texts = command.AutoTokenizer.from_pretrained(folder / "llama"), ["Tom had a red ball."]
+    found = examine(MomentumForCausalLM.from_pretrained(folder / "llama"), tokenizer, texts, progress=False)
+    llama = examine(LlamaForCausalLM.from_pretrained(folder / "llama"), tokenizer, texts, progress=False)
+    assert found["family"] == "momentum" and found["momentum"]["gammas"] == pytest.approx([2.497] * 2, rel=1e-3)
+    assert found["loss with the mechanism off"] == pytest.approx(llama["loss"]) and found["loss"] != llama["loss"]
+
+
+def test_special_tokens_in_a_text_are_characters(folder):
+    """What a text says is what is scored: every byte of it, and no token that the text could not contain."""
+    tokenizer = command.AutoTokenizer.from_pretrained(folder / "llama")
+    special = tokenizer.all_special_tokens[0]
+    text = f"Tom saw {special} and ran. {special}"
+    windows, num_bytes = cut_texts(tokenizer, [text], 99)
+    ids = windows[0][tokenizer.bos_token_id is not None :].tolist()
+    assert tokenizer.convert_tokens_to_ids(special) not in ids and tokenizer.decode(ids) == text
+    assert num_bytes == len(text.encode()) - (tokenizer.bos_token_id is None)
+    assert unknown_tokens(tokenizer, [text])[0] == 0
 
 
 def test_one_string_is_no_list_of_texts(folder):
@@ -428,11 +500,8 @@ def test_a_cyclic_task(folder, tmp_path):
         spectrum = picture.figure.axes[0]
         assert all(tick == int(tick) for tick in spectrum.get_xticks())
     LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
-    # Over an earlier report: its pictures do not stay.
-    stale = tmp_path / "add" / "figures" / "banks.svg"
-    stale.touch()
     command.main([str(tmp_path / "model"), "--modulus", "11", "--out", str(tmp_path / "add")])
-    assert (tmp_path / "add" / "figures" / "fourier.png").is_file() and not stale.exists()
+    assert (tmp_path / "add" / "figures" / "fourier.png").is_file()
 
 
 P, FREQUENCIES = 23, (2, 5)
@@ -472,10 +541,15 @@ def spherical_clock():
 
 
 @pytest.mark.experiment
-def test_a_cyclic_task_of_known_frequencies(tmp_path):
+def test_a_cyclic_task_of_known_frequencies(tmp_path, monkeypatch):
+    """Without an option: the tokenizer tells the task, the answers tell the operation."""
     spherical_clock().save_pretrained(tmp_path / "clock")
-    command.main([str(tmp_path / "clock"), "--modulus", str(P), "--out", str(tmp_path / "out")])
-    numbers = json.loads((tmp_path / "out" / "report.json").read_text())
+    make_tokenizer("addition", P).save_pretrained(tmp_path / "clock")
+    monkeypatch.chdir(tmp_path)
+    page = command.main(["clock"])
+    assert page == Path("outputs/report_clock/report.html")
+    numbers = json.loads(page.with_name("report.json").read_text())
+    assert numbers["model"]["task"] == "add mod 23"
     found = numbers["model"]
     assert found["accuracy"] == found["accuracy by k"]["1"] == found["accuracy by k"]["5"] == 1
     known = {"embedding": (0.64, 0.36), "unembedding": (0.2, 0.8), "W_U W_out": (0.5, 0.5)}
@@ -507,6 +581,64 @@ def test_models_of_one_task_beside_each_other(residues, tmp_path, undrawn):
     assert cells[0][header.index("W_U W_out")] == "100.0%" and cells[2][header.index("W_U W_out")] == ""
     assert cells[2][header.index("logits")] == f"{other['explained by top 5']['logits']:.1%}"
     assert "the variance in 5 of 11 frequencies (equal ones: 45%)" in page
+
+
+def test_two_reports_never_mix(folder, tmp_path, undrawn, monkeypatch):
+    """Wherever the second report is cut off, a page that is there belongs to the files beside it."""
+    tokenizer, texts = command.AutoTokenizer.from_pretrained(folder / "llama"), ["Tom had a red ball. " * 9]
+    found = {
+        name: examine(make_models()[name], tokenizer, texts, name=name, progress=False) for name in ("llama", "prism")
+    }
+    report.write_report(found["prism"], found["prism"], tmp_path / "first")
+    (tmp_path / "first" / "figures" / "mine.png").write_bytes(b"no report wrote this")
+    steps = {(Path, "write_bytes"): Path.write_bytes, (Path, "unlink"): Path.unlink, (os, "replace"): os.replace}
+    for cut_off in range(100):
+        out, calls = tmp_path / f"out_{cut_off}", iter(range(100))
+        shutil.copytree(tmp_path / "first", out)
+
+        def interrupted(step, *args, calls=calls, cut_off=cut_off, **options):
+            if next(calls) == cut_off:
+                raise KeyboardInterrupt
+            return step(*args, **options)
+
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            for (owner, name), step in steps.items():
+                patch.setattr(owner, name, lambda *a, s=step, **o: interrupted(s, *a, **o))
+            report.write_report(found["llama"], found["llama"], out)
+            break
+        if (out / "report.html").exists():
+            check_report_is_of("prism", out)
+        # The next report leaves nothing of either.
+        report.write_report(found["llama"], found["llama"], out)
+        check_report_is_of("llama", out)
+    assert cut_off > 2 * len(PICTURES["prism"])
+    check_report_is_of("llama", out)
+
+
+def check_report_is_of(name, out):
+    """The page, the numbers and the figures are of one model, and nothing else is there but what no report wrote."""
+    numbers = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert numbers["model"]["name"] == name and f"Inside {name}" in (out / "report.html").read_text(encoding="utf-8")
+    files = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
+    assert files == {*numbers["files"], "figures/mine.png", "report.html", "report.json"}
+    assert {file.split("/")[1][:-4] for file in files if file.endswith(".svg")} == PICTURES[name]
+
+
+@pytest.mark.parametrize(
+    "name", ["a $x$ b_$ {c}", "故事模型 한국어 العربية 🙂", "<b>&amp;</b>", "x" * 200, "a\x01b\nc"]
+)
+def test_any_name_can_be_drawn(name, folder, tmp_path):
+    found = {"name": name, "family": "llama", "parameters": 10, "loss": {"bits per byte": 1.0}}
+    found["residual"] = {key: torch.ones(3) for key in ("norm", "effective rank", "entropy", "coding rate", "angle")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for figure in (figures.plot_comparison([found, found]), figures.plot_residual(found, found)):
+            files = report.draw(figures.Picture("it", "", figure))
+            text = "".join(ElementTree.fromstring(files["it.svg"]).itertext())
+            # Text is text, and a name is what it says.
+            assert figures.label_of(found) in text and len(files["it.png"]) > 5000
+            assert figure.axes[0].get_window_extent().width > 100
+    assert figures.label_of(found) == name or len(name) > 100 or not name.isprintable()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

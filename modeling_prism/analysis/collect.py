@@ -35,6 +35,11 @@ class Batch:
 Reducer = Callable[[Batch], dict[str, Tensor]]
 
 
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a text, read as characters throughout: a special token written in it has no special meaning."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+
+
 def cut_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> tuple[list[Tensor], int]:
     """
     Cuts texts into windows of at most `max_length` token ids.
@@ -50,7 +55,7 @@ def cut_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_leng
     """
     windows, num_bytes = [], 0
     for text in texts:
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = text_ids(tokenizer, text)
         if tokenizer.bos_token_id is not None:
             ids = [tokenizer.bos_token_id, *ids]
             unscored = 0
@@ -183,7 +188,7 @@ def collect_windows(
     attentions: bool = True,
     memory_budget: int = 2**30,
     batch_size: int | None = None,
-    progress: bool = True,
+    progress: bool | str = True,
 ) -> dict[str, Tensor]:
     """
     Runs a model over windows of token ids (S_i,) and adds up the sums that `reducers` return for each batch.
@@ -197,7 +202,7 @@ def collect_windows(
         attentions: whether reducers need attention maps, which need eager attention and most of the memory.
         memory_budget: bytes for the activations of a batch; sets the number of windows per batch.
         batch_size: upper limit on the windows per batch.
-        progress: show a progress bar.
+        progress: show a progress bar, with this label if it is a string.
 
     Returns:
         the sums, on the CPU, in fp64.
@@ -209,7 +214,8 @@ def collect_windows(
     sums: dict[str, Tensor] = {}
     limit = batch_size or len(windows)
     done = 0
-    with prepared(model, attentions), tqdm(total=len(order), desc="Reading", disable=not progress) as bar:
+    label = progress if isinstance(progress, str) else "reading"
+    with prepared(model, attentions), tqdm(total=len(order), desc=label, disable=not progress) as bar:
         while done < len(order):
             window_bytes = bytes_per_window(model, len(windows[order[done]]), attentions, len(windows[order[0]]))
             fitting = memory_budget // window_bytes

@@ -52,8 +52,8 @@ def examine_untrained(
         on at most `NUM_WINDOWS` evenly spaced windows.
     """
     first = untrained_copy(model, seed)
-    options = {"memory_budget": memory_budget, "progress": progress}
-    findings = examine(first, tokenizer, texts, name=name, max_length=max_length, **options)
+    options = {"memory_budget": memory_budget}
+    findings = examine(first, tokenizer, texts, name=name, max_length=max_length, progress=progress, **options)
     if "heads" not in findings:
         return findings
     windows, _ = cut_texts(tokenizer, texts, findings["max length"])
@@ -62,7 +62,8 @@ def examine_untrained(
     reduce = reducers.head_reducer(findings["max length"])
     findings["copies"] = []
     for index in range(num_copies):
-        sums = collect_windows(untrained_copy(model, seed + index), windows, [reduce], **options)
+        label = progress and f"{name} {index + 1} of {num_copies}: heads"
+        sums = collect_windows(untrained_copy(model, seed + index), windows, [reduce], progress=label, **options)
         metrics = reducers.head_metrics(sums)
         findings["copies"].append({name: metrics[name] for name in reducers.HEAD_METRICS if name in metrics})
     return findings

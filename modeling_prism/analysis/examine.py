@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import prism, reducers, response, spherical
-from .collect import SHORTEST, Batch, collect_windows, cut_texts, plan_length, prepared
+from .collect import SHORTEST, Batch, collect_windows, cut_texts, plan_length, prepared, text_ids
 from .heads import pattern_sums, prefix_matching_pattern, random_repeats
 
 
@@ -26,6 +26,34 @@ def context_length(model: PreTrainedModel, longest: int = 256) -> int:
     """The number of the model's positions, at most `longest`."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return min(longest, positions) if positions else longest
+
+
+def family_of(model: PreTrainedModel) -> str:
+    """The model type of a model's class; the config of a Llama folder opened as a Momentum still says "llama"."""
+    return getattr(type(model).config_class, "model_type", None) or model.config.model_type
+
+
+@torch.no_grad()
+def check_causal(model: PreTrainedModel) -> None:
+    """Raises `ValueError` unless a model predicts every token from the tokens before it, tried on a few tokens."""
+    name, size = type(model).__name__, model.config.get_text_config().vocab_size
+    ids = torch.arange(context_length(model, 8), device=model.device)[None] % size
+    other = ids.clone()
+    other[:, -1] = (ids[:, -1] + 1) % size
+    logits = [None]
+    if not model.config.is_encoder_decoder:
+        with prepared(model, attentions=False):
+            logits = [getattr(model(input_ids=each), "logits", None) for each in (ids, other)]
+    if logits[0] is None or logits[0].shape != (*ids.shape, size):
+        raise ValueError(
+            f"{name} is not a causal language model: it does not return logits over its {size} tokens at every "
+            "position. Open the model with `AutoModelForCausalLM`."
+        )
+    if (logits[0] - logits[1])[:, :-1].abs().max() > 1e-3 * logits[0].abs().max():
+        raise ValueError(
+            f"{name} is not a causal language model here: its predictions depend on later tokens, so losses and "
+            "attention would not be comparable. Give a model that was trained to predict the next token."
+        )
 
 
 def check_length(max_length: int) -> None:
@@ -79,10 +107,12 @@ def unknown_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> 
     if token is None:
         return 0.0, None
     number = tokenizer.convert_tokens_to_ids(token)
+    # Only a word of the vocabulary is read back as itself.
+    is_word = text_ids(tokenizer, token) == [number]
     unknown = total = 0
     for text in texts:
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        unknown += max(0, ids.count(number) - text.count(token))
+        ids = text_ids(tokenizer, text)
+        unknown += max(0, ids.count(number) - (text.count(token) if is_word else 0))
         total += len(ids)
     return unknown / max(total, 1), token
 
@@ -116,8 +146,8 @@ def examine(
         `notes`, sentences on what was changed or could not be measured.
 
     Raises:
-        ValueError: there is nothing to read, `texts` is a single string, windows are too short, the tokenizer has more
-            tokens than the model, or the memory budget is too small.
+        ValueError: the model is not a causal language model, there is nothing to read, `texts` is a single string,
+            windows are too short, the tokenizer has more tokens than the model, or the memory budget is too small.
     """
     notes: list[str] = []
     config = model.config.get_text_config()
@@ -125,6 +155,8 @@ def examine(
         raise ValueError("`texts` must be a list of strings, got a single string: give [text].")
     asked, max_length = max_length, context_length(model, 256 if max_length is None else max_length)
     check_length(max_length)
+    check_causal(model)
+    family = family_of(model)
     with noting_warnings(notes):
         if asked is not None and asked > max_length:
             warnings.warn(
@@ -141,17 +173,21 @@ def examine(
                 f"The tokenizer does not know {unknown:.1%} of the tokens of these texts and replaces them by "
                 f"{token!r}. Bits per byte would be meaningless and are left out."
             )
-        options = {"memory_budget": memory_budget, "progress": progress, "attentions": attentions}
+        options = {"memory_budget": memory_budget, "attentions": attentions}
+
+        def stage(label: str) -> bool | str:
+            return progress and f"{name}: {label}"
+
         chosen = [reducers.reduce_loss, reducers.reduce_residual]
         if attentions:
             chosen.append(reducers.head_reducer(max_length))
-        if config.model_type == "prism":
+        if family == "prism":
             chosen.append(prism.input_reducer(model))
-        sums = collect_windows(model, windows, chosen, **options)
+        sums = collect_windows(model, windows, chosen, progress=stage("reading texts"), **options)
 
         findings = {
             "name": name,
-            "family": config.model_type,
+            "family": family,
             "parameters": model.num_parameters(),
             "layers": config.num_hidden_layers,
             "heads per layer": getattr(config, "num_attention_heads", None),
@@ -168,17 +204,20 @@ def examine(
                 findings["heads"] = reducers.head_metrics(sums)
             except ValueError as error:
                 notes.append(str(error))
-            findings["repeats"] = measure_repeats(model, tokenizer, max_length, **options)
+            findings["repeats"] = measure_repeats(
+                model, tokenizer, max_length, progress=stage("random repeats"), **options
+            )
         long = [window for window in windows if len(window) >= 2 * SHORTEST][:16]
         if not long:
             notes.append(f"No text has {2 * SHORTEST} tokens: measurements on whole texts are left out.")
-        if config.model_type == "prism":
+        if family == "prism":
             findings["prism"] = prism.measure_prism(model, findings.get("heads"), sums, long)
-        if config.model_type == "momentum":
+        if family == "momentum":
             findings["momentum"] = response.measure_momentum(model, long)
-        if config.model_type in ("prism", "momentum"):
+        if family in ("prism", "momentum"):
             with mechanism_off(model):
-                off = collect_windows(model, windows, [reducers.reduce_loss], **{**options, "attentions": False})
+                options |= {"attentions": False, "progress": stage("mechanism off")}
+                off = collect_windows(model, windows, [reducers.reduce_loss], **options)
             findings["loss with the mechanism off"] = reducers.loss_metrics(off, num_bytes)
     findings["notes"] = notes
     return findings
@@ -187,7 +226,7 @@ def examine(
 @contextlib.contextmanager
 def mechanism_off(model: PreTrainedModel) -> Iterator[None]:
     """Sets lambda of a Prism, or gamma of a Momentum, to 0; restores the model afterwards."""
-    if model.config.model_type == "prism":
+    if family_of(model) == "prism":
         before = model.config.noise_coefficient
         try:
             model.set_noise_coefficient(0.0)
@@ -306,6 +345,8 @@ def examine_cyclic(
     """
     config = model.config.get_text_config()
     spherical.check_modulus(modulus, operation)
+    check_causal(model)
+    family = family_of(model)
     if config.vocab_size < modulus + 1:
         raise ValueError(
             f"`modulus`={modulus} needs {modulus + 1} tokens (the last is =), but the model has {config.vocab_size}: "
@@ -325,7 +366,7 @@ def examine_cyclic(
 
     order = spherical.discrete_log_order(modulus) if operation == "multiply" else torch.arange(modulus)
     tables = {"embedding": model.get_input_embeddings().weight, "unembedding": unembedding_in_use(model)}
-    if config.model_type == "spherical":
+    if family == "spherical":
         tables["W_U W_out"] = tables["unembedding"] @ model.base_model.layers[-1].mlp.down_proj.weight
     energies = {label: spherical.fourier_energies(table.double().cpu()[order]) for label, table in tables.items()}
     # 0 is not a power of the root: leave out products with 0.
@@ -337,7 +378,7 @@ def examine_cyclic(
     energies["logits"] = spherical.fourier_energies(logits - logits.mean(0), dim=-1)
     return {
         "name": name,
-        "family": config.model_type,
+        "family": family,
         "parameters": model.num_parameters(),
         "task": f"{operation} mod {modulus}",
         "residues": len(order),

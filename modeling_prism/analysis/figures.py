@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from torch import Tensor
 
@@ -32,7 +33,11 @@ BANKS = {
     "signal": {"color": "#12355b", "marker": "o", "linestyle": "-", "markersize": 4},
     "noise": {"color": "#e08a1e", "marker": "^", "linestyle": "--", "markersize": 4},
 }
+# Fonts with Chinese, Japanese and Korean characters, which the default font lacks; those that are installed are used.
+CJK_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei")
+INSTALLED_FONTS = {font.name for font in fontManager.ttflist}
 STYLE = {
+    "font.family": ["DejaVu Sans", *(font for font in CJK_FONTS if font in INSTALLED_FONTS), "sans-serif"],
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -124,6 +129,14 @@ def new_figure(rows: int = 1, columns: int = 1, height: float = 2.6) -> tuple[Fi
     # Otherwise a notebook draws it twice.
     plt.close(figure)
     return figure, list(axes.flat)
+
+
+def label_of(findings: dict) -> str:
+    """A model's name as a label: printable, and with an ellipsis in the middle if it is long."""
+    name = "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in findings["name"]
+    )
+    return name if len(name) <= 36 else f"{name[:17]}…{name[-18:]}"
 
 
 def series_style(index: int, count: int) -> dict:
@@ -271,7 +284,7 @@ def plot_residual(findings: dict, control: dict | None = None) -> Figure:
     for ax, (name, unit, title) in zip(axes, panels):
         values = findings["residual"][name]
         x = torch.arange(len(values))
-        handles = ax.plot(x, values, label=findings["name"], **TRAINED)
+        handles = ax.plot(x, values, label=label_of(findings), **TRAINED)
         if control is not None:
             handles += ax.plot(x, control["residual"][name], label="untrained copy", **CONTROL)
         ax.set(title=title, xlabel="layer" if name == "angle" else "layers passed", ylabel=unit)
@@ -291,7 +304,7 @@ def plot_induction(findings: dict, control: dict | None = None) -> Figure:
     """Prefix-matching score of every head on random repeats."""
     figure, (ax,) = new_figure(height=2.6)
     for found, style, label, shift in (
-        (findings, TRAINED, findings["name"], -0.12),
+        (findings, TRAINED, label_of(findings), -0.12),
         (control, CONTROL, "untrained copy", 0.12),
     ):
         if found is None or "repeats" not in found:
@@ -313,7 +326,7 @@ def plot_comparison(all_findings: list[dict]) -> Figure:
     """Bits per byte of several models, which may have different tokenizers."""
     check_several("plot_comparison", all_findings, "loss")
     figure, (ax,) = new_figure(height=1.2 + 0.35 * len(all_findings))
-    names = [f"{found['name']} ({found['parameters'] / 1e6:.1f} M)" for found in all_findings]
+    names = [f"{label_of(found)} ({found['parameters'] / 1e6:.1f} M)" for found in all_findings]
     values = [found["loss"]["bits per byte"] for found in all_findings]
     bars = ax.barh(names, values, color="0.8", edgecolor="black", height=0.6)
     bars[0].set(hatch="//", label="the model of this report")
@@ -341,7 +354,7 @@ def plot_head_comparison(all_findings: list[dict]) -> Figure:
             style = {**series_style(row, len(all_findings)), "linestyle": ""}
             ax.plot(values, torch.full_like(values, row), alpha=0.7, **style)
             ax.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color="black")
-        labels = [found["name"] for found in all_findings] if ax in axes[::2] else [""] * len(all_findings)
+        labels = [label_of(found) for found in all_findings] if ax in axes[::2] else [""] * len(all_findings)
         ax.set_yticks(range(len(all_findings)), labels)
         ax.set(title=f"{name} ({HEAD_METRICS[name]})", ylim=(len(all_findings) - 0.5, -0.5))
     for ax in axes[len(names) :]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from matplotlib.figure import Figure
 
-from .figures import CONTROL, TRAINED, Picture, drawing, new_figure, styled, whole_numbers
+from .figures import CONTROL, TRAINED, Picture, drawing, label_of, new_figure, styled, whole_numbers
 from .sentences import FAMILIES
 
 
@@ -17,7 +17,7 @@ def plot_fourier(findings: dict, control: dict | None = None) -> Figure:
     figure, axes = new_figure((len(labels) + 2) // 2, 2, height=2.3)
     for ax, label in zip(axes, labels):
         x = torch.arange(1, len(findings[label]))
-        ax.bar(x, findings[label][1:], color="0.25", width=0.8, label=findings["name"])
+        ax.bar(x, findings[label][1:], color="0.25", width=0.8, label=label_of(findings))
         if control is not None:
             ax.plot(x, control[label][1:], color="0.55", linestyle="--", label="untrained copy")
         share = findings["explained by top 5"][label]

@@ -5,9 +5,13 @@ The model's family decides what it shows; `sentences.py` writes the sentences, `
 """
 
 import base64
+import contextlib
 import io
 import json
 import math
+import os
+import re
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -127,17 +131,40 @@ def to_json(value):
     return value
 
 
-def save_picture(picture: Picture, folder: Path) -> str:
-    """Writes PNG and SVG; returns the SVG as a data URI."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with figures.plt.rc_context(figures.STYLE):
-        picture.figure.savefig(folder / f"{picture.name}.png", dpi=200)
-        # Reuse the layout: computing it again takes half the time.
-        picture.figure.set_layout_engine("none")
-        buffer = io.BytesIO()
-        picture.figure.savefig(buffer, format="svg", metadata={"Date": None})
-    (folder / f"{picture.name}.svg").write_bytes(buffer.getvalue())
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+def draw(picture: Picture) -> dict[str, bytes]:
+    """The files of a picture, PNG and SVG, by name."""
+    files = {}
+    with figures.plt.rc_context(figures.STYLE), warnings.catch_warnings():
+        # Where no installed font has a character, a PNG shows a box; the SVG's text is drawn by whoever shows it.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        for kind in ("png", "svg"):
+            buffer = io.BytesIO()
+            metadata = {"Date": None} if kind == "svg" else None
+            picture.figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
+            files[f"{picture.name}.{kind}"] = buffer.getvalue()
+            # Reuse the layout: computing it again takes half the time.
+            picture.figure.set_layout_engine("none")
+    return files
+
+
+def write_files(out: Path, files: dict[str, bytes]) -> None:
+    """
+    Writes the files of a report, over those of an earlier one. The two never mix: the page is removed first and
+    written last, all at once, so that a page always belongs to the files beside it, even if this is interrupted.
+    """
+    page, numbers, part = out / "report.html", out / "report.json", out / "report.html.part"
+    page.unlink(missing_ok=True)
+    # Remove only what an earlier report wrote.
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        for name in json.loads(numbers.read_bytes())["files"]:
+            if re.fullmatch(r"figures/\w+\.(png|svg)", name):
+                (out / name).unlink(missing_ok=True)
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    # The numbers come before the figures: they say which figures an interrupted report left.
+    for name in sorted(files.keys() - {page.name}, key=lambda name: name != numbers.name):
+        (out / name).write_bytes(files[name])
+    part.write_bytes(files[page.name])
+    os.replace(part, page)
 
 
 NO_PUBLISHED_PLOTS = "The plots of the papers are not reproduced; their numbers and formulas are shown instead."
@@ -172,12 +199,6 @@ def write_report(found: dict, control: dict, out: str | Path, others: Sequence[d
     Returns:
         the page's path.
     """
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    if (out / "report.json").is_file():
-        # A figure of an earlier report must not pass for one of this.
-        for file in (out / "figures").glob("*.[ps][nv]g"):
-            file.unlink()
     notes = list(found["notes"])
     for other in others:
         notes += [f"{other['name']}: {note}" for note in other["notes"]]
@@ -190,15 +211,16 @@ def write_report(found: dict, control: dict, out: str | Path, others: Sequence[d
             notes.append(
                 f"{other['name']} and {found['name']} have different tokenizers: {what}. Its heads are left out."
             )
-    sections = [
-        {
-            "title": title,
-            "figures": [
-                {"name": p.name, "caption": p.caption, "source": save_picture(p, out / "figures")} for p in pictures
-            ],
-        }
-        for title, pictures in sections_of(found, control, others)
-    ]
+    files, sections = {}, []
+    for title, pictures in sections_of(found, control, others):
+        shown = []
+        for picture in pictures:
+            drawn = draw(picture)
+            files |= {f"figures/{name}": content for name, content in drawn.items()}
+            source = base64.b64encode(drawn[f"{picture.name}.svg"]).decode()
+            source = f"data:image/svg+xml;base64,{source}"
+            shown.append({"name": picture.name, "caption": picture.caption, "source": source})
+        sections.append({"title": title, "figures": shown})
     tables = [model_table(found, control, others)] if "loss" in found else []
     if "task" in found:
         tables.append(task_table(found, control, others))
@@ -220,6 +242,8 @@ def write_report(found: dict, control: dict, out: str | Path, others: Sequence[d
         footer=footer_text(found),
     )
     numbers = {"opening": sentences, "notes": notes, "model": found, "control": control, "others": list(others)}
-    (out / "report.json").write_text(json.dumps(to_json(numbers), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    (out / "report.html").write_text(page, encoding="utf-8")
-    return out / "report.html"
+    numbers["files"] = sorted(files)
+    files["report.json"] = (json.dumps(to_json(numbers), indent=1, allow_nan=False) + "\n").encode()
+    files["report.html"] = page.encode()
+    write_files(Path(out), files)
+    return Path(out) / "report.html"
