@@ -679,28 +679,36 @@ def test_what_stands_out_is_the_largest_difference_that_is_no_accident():
 
 
 @pytest.mark.parametrize(
-    "name, signal, noise, ending",
+    "name, signal, noise, p, copies, verdict",
     [
-        ("distance", 9.0, 3.0, "p = 0.01), as published."),
-        (
-            "distance",
-            36.3,
-            55.4,
-            "p = 0.01), the reverse of the published direction (signal > noise, arXiv 2601.15540).",
-        ),
-        ("centroid", 0.1, 0.2, "p = 0.01), as published."),
-        (
-            "centroid",
-            0.2,
-            0.1,
-            "p = 0.01), the reverse of the published direction (signal < noise, arXiv 2601.15540).",
-        ),
-        ("sink", 0.2, 0.1, "p = 0.01)."),
+        ("distance", 9.0, 3.0, 0.01, (0.1, -0.1, 0.2, 0.0), "holds: learned"),
+        ("distance", 9.0, 3.0, 0.01, (3.1, 2.9, 3.2, 2.8), "holds: 50% built in, rest learned"),
+        ("distance", 9.0, 3.0, 0.01, (5.81, 5.8, 5.79, 5.8), "does not hold: built in"),
+        ("distance", 9.0, 3.0, 0.01, (5.0, 7.0, 6.5, 4.0), "does not hold: within the spread of untrained copies"),
+        ("distance", 9.0, 3.0, 0.01, (0.0,), "undecided: only one untrained copy"),
+        ("distance", 36.3, 55.4, 0.01, (0.1, -0.1, 0.2, 0.0), "reversed: learned"),
+        ("distance", 9.0, 3.0, 0.3, (0.1, -0.1, 0.2, 0.0), "not shown: p = 0.3"),
+        ("distance", 9.0, 8.9, 1e-4, (0.1, -0.1, 0.2, 0.0), "not shown: too small"),
+        ("centroid", 0.1, 0.2, 0.01, (0.001, -0.001, 0.002, 0.0), "holds: learned"),
+        ("centroid", 0.2, 0.1, 0.01, (0.001, -0.001, 0.002, 0.0), "reversed: learned"),
+        ("sink", 0.2, 0.1, 0.01, (0.001, -0.001, 0.002, 0.0), "differs: learned"),
     ],
 )
-def test_what_stands_out_is_laid_beside_what_is_published(name, signal, noise, ending):
-    found = prism_findings(**{name: split(signal, noise, 0.6, 0.01)})
-    assert sentences.what_stands_out(found, found).endswith(ending)
+def test_one_rule_gives_table_and_sentence_their_verdict(name, signal, noise, p, copies, verdict):
+    found, control = prism_findings(**{name: split(signal, noise, 0.6, p)}), prism_findings()
+    control["copies"] = [{name: torch.tensor([[gap, gap, 0.0, 0.0]])} for gap in copies]
+    (row,) = figures_prism.bank_table(found, control)["rows"]
+    assert row[-1] == verdict
+    said = sentences.what_stands_out(found, control)
+    assert f"{name} ({row[1]}) {verdict}" in said if row[1] else "Published" not in said
+    assert ("differ in 1 of 1 metrics" in said) != verdict.startswith("not shown")
+
+
+def test_headline_and_table_agree():
+    """The headline names the largest effect among the rows that differ, not a larger effect that is too small."""
+    found = prism_findings(self=split(0.3, 0.1, 0.62, 0.01), induction=split(0.01, 0.02, -0.68, 0.01))
+    assert "differ in 1 of 2 metrics, most in attention to the token itself" in sentences.what_stands_out(found, found)
+    assert figures_prism.bank_table(found, found)["rows"][1][-1] == "not shown: too small"
 
 
 @pytest.mark.parametrize(

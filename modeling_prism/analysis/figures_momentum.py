@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from ..configuration_momentum import MomentumConfig
 from . import momentum
 from .figures import CONTROL, TRAINED, Picture, drawing, from_zero, new_figure, series_style, styled, whole_numbers
-from .sentences import number
+from .verdicts import number
 
 
 def distinct_layers(gammas: list[float]) -> list[int]:

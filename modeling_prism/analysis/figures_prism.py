@@ -9,7 +9,7 @@ from .figures import BANKS, CONTROL, TRAINED, Picture, drawing, from_zero, log_s
 from .momentum import rotary_frequencies
 from .prism import PUBLISHED_ROPE_BASES, rope_kernel
 from .reducers import HEAD_METRICS
-from .sentences import PUBLISHED_BANKS, number, probability
+from .verdicts import bank_rows, number, probability
 
 
 def jitter(count: int) -> torch.Tensor:
@@ -172,19 +172,22 @@ def prism_section(found: dict, control: dict) -> list[Picture]:
 
 
 def bank_table(found: dict, control: dict) -> dict:
-    """Both banks, metric by metric, trained and untrained."""
-    header = ["metric", "published", "signal", "noise", "delta", "p (adjusted)", "untrained: signal", "noise", "delta"]
+    """Both banks, metric by metric, with a verdict on each difference."""
+    header = [
+        "metric",
+        "published",
+        "signal",
+        "noise",
+        "delta",
+        "p (adjusted)",
+        "untrained: signal - noise",
+        "verdict",
+    ]
     rows = []
-    for name, split in found["prism"]["banks"].items():
-        row = [f"{name} ({HEAD_METRICS[name]})", PUBLISHED_BANKS.get(name, "")]
-        row += [number(split["signal"]), number(split["noise"])]
-        row += [
-            f"{split['cliffs_delta']:+.2f}",
-            probability(split["adjusted_p"]).removeprefix("p ").removeprefix("= "),
-        ]
-        before = control["prism"].get("banks", {}).get(name)
-        row += [number(before["signal"]), number(before["noise"]), f"{before['cliffs_delta']:+.2f}"] if before else []
-        rows.append(row)
+    for row in bank_rows(found, control):
+        p = probability(row.p).removeprefix("p ").removeprefix("= ")
+        cells = [f"{row.name} ({HEAD_METRICS[row.name]})", row.published, number(row.signal), number(row.noise)]
+        rows.append([*cells, f"{row.delta:+.2f}", p, row.untrained_range, row.verdict])
     return {"title": "Signal heads against noise heads", "header": header, "rows": rows}
 
 

@@ -25,7 +25,8 @@ from .figures import Picture
 from .figures_momentum import filter_table, momentum_section
 from .figures_prism import bank_table, coherence_table, prism_section
 from .figures_spherical import fourier_section, task_table
-from .sentences import knows_its_texts, number, opening
+from .sentences import knows_its_texts, opening
+from .verdicts import number
 
 
 def heads_section(found: dict, control: dict) -> list[Picture]:

@@ -1,35 +1,16 @@
 """The opening sentences of a report, computed from findings."""
 
-import math
-import statistics
-from collections.abc import Sequence
-
-import scipy.stats
-
 from .examine import MOST_UNKNOWN
 from .reducers import HEAD_METRICS
+from .verdicts import NOTABLE, SIGNIFICANT, BankRow, bank_rows, copies_of, number, probability, strongest
 
 
 FAMILIES = {"prism": "Prism", "momentum": "Momentum", "spherical": "Spherical", "llama": "Llama", "gpt2": "GPT-2"}
-# A difference between banks counts below this p and above this size, a share of all attention for metrics that are
-# shares and of the larger mean otherwise. A head stands out if it exceeds every untrained head by this share.
-SIGNIFICANT, NOTABLE = 0.05, 0.05
-# The claims of arXiv 2601.15540 about the banks, which it makes in words only.
-PUBLISHED_BANKS = {"distance": "signal > noise", "centroid": "signal < noise"}
-
-
-def number(value: float) -> str:
-    """Three significant digits, with thousands separators."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def counted(count: int, noun: str) -> str:
     """A number with its noun: 1 layer, 2 layers."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def probability(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
 
 
 def knows_its_texts(findings: dict) -> bool:
@@ -71,22 +52,6 @@ def what_it_is(findings: dict) -> str:
     return said + "."
 
 
-def strongest_bank_metric(findings: dict) -> str | None:
-    """The head metric that separates Prism's banks most, if one does at adjusted p < 0.05 and by a notable size."""
-    banks = findings["prism"].get("banks", {})
-    found = [
-        name
-        for name, split in banks.items()
-        if split["adjusted_p"] < SIGNIFICANT and abs(split["signal"] - split["noise"]) > least_notable(name, split)
-    ]
-    return max(found, key=lambda name: abs(banks[name]["cliffs_delta"]), default=None)
-
-
-def least_notable(name: str, split: dict) -> float:
-    """The smallest notable difference in a head metric, in its unit."""
-    return NOTABLE * (1 if HEAD_METRICS[name] == "share" else max(abs(split["signal"]), abs(split["noise"])))
-
-
 def strongest_head(findings: dict, control: dict) -> tuple[str, int, int, float, float] | None:
     """
     The head whose share of attention (to the first token, to itself, ...) exceeds every head of the untrained copies
@@ -103,16 +68,6 @@ def strongest_head(findings: dict, control: dict) -> tuple[str, int, int, float,
         if best is None or share - usual > best[3] - best[4]:
             best = (name, layer, head, share, usual)
     return best
-
-
-def beside_published(name: str, split: dict) -> str:
-    """Whether a difference between banks has the published direction; empty if none is published."""
-    if name not in PUBLISHED_BANKS or split["signal"] == split["noise"]:
-        return ""
-    found = "signal > noise" if split["signal"] > split["noise"] else "signal < noise"
-    if found == PUBLISHED_BANKS[name]:
-        return ", as published"
-    return f", the reverse of the published direction ({PUBLISHED_BANKS[name]}, arXiv 2601.15540)"
 
 
 ATTENDS = {
@@ -137,20 +92,7 @@ def what_stands_out(findings: dict, control: dict) -> str:
             f"hold {len(top) / count:.0%}. With these frequencies alone it answers {right:.1%} correctly{where}."
         )
     if "prism" in findings and "banks" in findings["prism"]:
-        name = strongest_bank_metric(findings)
-        if name is None:
-            least = probability(min(split["adjusted_p"] for split in findings["prism"]["banks"].values()))
-            return (
-                "No head metric separates signal heads from noise heads: none differs by more than "
-                f"{NOTABLE:.0%} at an adjusted p < {SIGNIFICANT} (the smallest is {least})."
-            )
-        split, unit = findings["prism"]["banks"][name], HEAD_METRICS[name]
-        unit = "" if unit == "share" else f" {unit}"
-        return (
-            f"Its banks differ most in {metric_name(name)}: {number(split['signal'])}{unit} in signal heads and "
-            f"{number(split['noise'])}{unit} in noise heads (Cliff's delta {split['cliffs_delta']:+.2f}, adjusted "
-            f"{probability(split['adjusted_p'])}){beside_published(name, split)}."
-        )
+        return what_tells_the_banks_apart(bank_rows(findings, control))
     if "shares" in findings.get("momentum", {}):
         found = findings["momentum"]
         plain = found["shares"]["variance"][0].mean().item()
@@ -173,6 +115,27 @@ def what_stands_out(findings: dict, control: dict) -> str:
     ranks = findings["residual"]["effective rank"]
     before, after = number(ranks[0].item()), number(ranks[-1].item())
     return f"The effective rank of its residual stream is {before} before the first layer and {after} after the last."
+
+
+def what_tells_the_banks_apart(rows: list[BankRow]) -> str:
+    """The largest difference between Prism's banks, and the verdict on each published one."""
+    row = strongest(rows)
+    if row is None:
+        least = probability(min(row.p for row in rows))
+        said = (
+            "No head metric separates signal heads from noise heads: none differs by more than "
+            f"{NOTABLE:.0%} at an adjusted p < {SIGNIFICANT} (the smallest is {least})."
+        )
+    else:
+        unit = "" if HEAD_METRICS[row.name] == "share" else f" {HEAD_METRICS[row.name]}"
+        said = (
+            f"Its banks differ in {sum(row.differs for row in rows)} of {len(rows)} metrics, most in "
+            f"{metric_name(row.name)}: {number(row.signal)}{unit} in signal heads and {number(row.noise)}{unit} in "
+            f"noise heads (Cliff's delta {row.delta:+.2f}, adjusted {probability(row.p)})."
+        )
+    if published := [f"{row.name} ({row.published}) {row.verdict}" for row in rows if row.published]:
+        said += f" Published differences (arXiv 2601.15540): {'; '.join(published)}."
+    return said
 
 
 def filtered(deviation: float) -> str:
@@ -199,63 +162,18 @@ def what_the_control_says(findings: dict, control: dict) -> str:
         )
     loss, unit = loss_of(control)
     said = f"An untrained copy of the same config needs {loss:.3f} {unit}"
-    name = strongest_bank_metric(findings) if "prism" in findings else None
-    if name is not None and "heads" in control:
-        split = findings["prism"]["banks"][name]
-        gap, before = split["signal"] - split["noise"], bank_gaps(control, name)
-        least, most = number(min(before)), number(max(before))
+    row = strongest(bank_rows(findings, control)) if "prism" in findings else None
+    if row is not None and row.untrained:
         said += (
-            f". In {len(before)} of them the difference between banks (signal minus noise) is "
-            f"{least if least == most else f'{least} to {most}'} instead of {number(gap)}: "
-            f"{verdict(gap, before, least_notable(name, split))}"
+            f". In {len(row.untrained)} of them the difference between banks (signal minus noise) is "
+            f"{row.untrained_range} instead of {number(row.signal - row.noise)}: "
+            f"{row.training.sentence}"
         )
     if "loss with the mechanism off" in findings:
         off, _ = loss_of(findings, "loss with the mechanism off")
         parameter = "lambda" if "prism" in findings else "gamma"
         said += f". With {parameter} = 0, the trained weights need {off:.3f}"
     return said + "."
-
-
-def copies_of(control: dict, name: str) -> list[dict]:
-    """The head metrics of the untrained copies that have this one; copies read few texts and may lack it."""
-    return [heads for heads in control.get("copies", []) if name in heads]
-
-
-def bank_gaps(control: dict, name: str) -> list[float]:
-    """Mean over signal heads minus mean over noise heads, per untrained copy (without copies, of the control)."""
-    H_S = control["prism"]["signal heads"]
-    metrics = [heads[name] for heads in copies_of(control, name) or [control["heads"]]]
-    return [(metric[:, :H_S].mean() - metric[:, H_S:].mean()).item() for metric in metrics]
-
-
-def verdict(gap: float, before: Sequence[float], least: float) -> str:
-    """
-    Whether training made a difference between banks.
-
-    Args:
-        gap: the difference in the trained model.
-        before: the differences in untrained copies.
-        least: the smallest notable change.
-    """
-    if len(before) < 2:
-        return "a single copy cannot show what training did"
-    mean, error = statistics.fmean(before), statistics.stdev(before) / math.sqrt(len(before))
-    # Prediction interval of one more untrained copy, widened (Bonferroni) because this metric was picked for being
-    # large in this model.
-    t = scipy.stats.t.ppf(1 - SIGNIFICANT / len(HEAD_METRICS) / 2, len(before) - 1)
-    if abs(gap - mean) <= t * error * math.sqrt(len(before) + 1):
-        return "training changed it by no more than untrained copies vary"
-    if abs(gap - mean) <= least:
-        return "it is built in, not learned"
-    # Architecture builds in what the copies share.
-    share = mean / gap if abs(mean) > t * error else 0.0
-    if share < -0.1:
-        return "training reversed it"
-    if share < 0.1:
-        return "training made it"
-    if share > 1:
-        return "it is built in, and training reduced it"
-    return f"{share:.0%} of it is built in, and training added the rest"
 
 
 def opening(findings: dict, control: dict) -> list[str]:
