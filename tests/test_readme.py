@@ -162,7 +162,7 @@ def test_commands_parse(command, parse):
         ("training.benchmarks.throughput configuration/models/lama-tiny", AssertionError, "lama-tiny is not there"),
         ("training.benchmarks.stacking --models eight", SystemExit, "2"),
         ("training.tell", SystemExit, "2"),
-        ("modeling_prism.analysis outputs/quickstart --texts stories.txt", SystemExit, "2"),
+        ("modeling_prism.analysis --texts stories.txt", SystemExit, "2"),
     ],
 )
 def test_commands_that_do_not_parse_are_noticed(command, error, message, parse):
@@ -197,7 +197,8 @@ def test_the_report_is_written(command, trained, tmp_path, monkeypatch):
     (tmp_path / "outputs").symlink_to(trained)
     (tmp_path / "stories.txt").write_text("<|endoftext|>".join(tell_story(seed).text for seed in range(3)))
     page = analysis.main([*command.split(), "--max_length", "32"])
-    out = tmp_path / command.partition("--out ")[2].split()[0]
+    model, _, out = command.partition("--out ")
+    out = tmp_path / (out.split()[0] if out else f"outputs/report_{Path(model.split()[0]).name}")
     assert page.resolve() == (out / "report.html").resolve() and page.stat().st_size > 100_000
 
 
