@@ -28,7 +28,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_spherical import SphericalConfig
 from .modeling_common import CommonForCausalLM, CommonForSequenceClassification, CommonPreTrainedModel, read_mask
-from .state_spherical import SphericalGeneration, find_positions, running_sum
+from .state_spherical import BoundedHead, SphericalGeneration, find_positions, running_sum
 
 
 def project(states: torch.Tensor) -> torch.Tensor:
@@ -42,8 +42,6 @@ def project(states: torch.Tensor) -> torch.Tensor:
 
 
 class SphericalProjection(nn.Module):
-    """Projects every vector to length 1."""
-
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return project(hidden_states)
 
@@ -282,26 +280,11 @@ class SphericalModel(SphericalPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
 
-class SphericalForCausalLM(SphericalPreTrainedModel, CommonForCausalLM):
+class SphericalForCausalLM(BoundedHead, SphericalPreTrainedModel, CommonForCausalLM):
     base_class = SphericalModel
 
     def make_head(self, config: SphericalConfig) -> nn.Module:
         return SphericalUnembedding(config) if config.bounded_unembedding else super().make_head(config)
-
-    def _get_resized_lm_head(self, old_lm_head: nn.Module, *args, **kwargs) -> nn.Module:
-        if not isinstance(old_lm_head, SphericalUnembedding):
-            return super()._get_resized_lm_head(old_lm_head, *args, **kwargs)
-        # transformers resizes an `nn.Linear`; the head takes its rows.
-        vocab_size, hidden_size = old_lm_head.rows.shape
-        plain = nn.Linear(hidden_size, vocab_size, bias=False, device="meta")
-        plain.weight = old_lm_head.rows
-        old_lm_head.weight = super()._get_resized_lm_head(plain, *args, **kwargs).weight
-        return old_lm_head
-
-    def get_parameter(self, target: str) -> nn.Parameter:
-        # The parameter, not the attribute of the same name.
-        head = self.lm_head
-        return head.rows if target == "lm_head.weight" and hasattr(head, "rows") else super().get_parameter(target)
 
 
 class SphericalForSequenceClassification(CommonForSequenceClassification, SphericalPreTrainedModel):
@@ -313,9 +296,4 @@ class SphericalForSequenceClassification(CommonForSequenceClassification, Spheri
         self.model.norm = nn.Identity()
 
 
-__all__ = [
-    "SphericalForCausalLM",
-    "SphericalForSequenceClassification",
-    "SphericalModel",
-    "SphericalPreTrainedModel",
-]
+__all__ = ["SphericalForCausalLM", "SphericalForSequenceClassification", "SphericalModel", "SphericalPreTrainedModel"]

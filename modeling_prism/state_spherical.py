@@ -221,3 +221,22 @@ class SphericalGeneration:
                 "`generate` with a padded batch."
             )
         return super().init_continuous_batching(*args, **kwargs)
+
+
+class BoundedHead:
+    """What transformers needs to know of a head whose parameter and attribute `weight` differ. Goes first."""
+
+    def _get_resized_lm_head(self, old_lm_head: nn.Module, *args, **kwargs) -> nn.Module:
+        if not hasattr(old_lm_head, "rows"):
+            return super()._get_resized_lm_head(old_lm_head, *args, **kwargs)
+        # transformers resizes an `nn.Linear`; the head takes its rows.
+        vocab_size, hidden_size = old_lm_head.rows.shape
+        plain = nn.Linear(hidden_size, vocab_size, bias=False, device="meta")
+        plain.weight = old_lm_head.rows
+        old_lm_head.weight = super()._get_resized_lm_head(plain, *args, **kwargs).weight
+        return old_lm_head
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        # The parameter, not the attribute of the same name.
+        head = self.lm_head
+        return head.rows if target == "lm_head.weight" and hasattr(head, "rows") else super().get_parameter(target)
