@@ -121,7 +121,10 @@ def test_other_bad_input():
             run.Arguments(**wrong)
 
 
-@pytest.mark.parametrize("arm", ["sphere", "layer_norm", "rms_norm", "sphere-unbounded", "uniform-sphere-wd0"])
+READ_OUT_ARMS = ["sphere", "layer_norm", "rms_norm", "sphere-unbounded", "layer_norm-bounded", "uniform-sphere-wd0"]
+
+
+@pytest.mark.parametrize("arm", READ_OUT_ARMS)
 def test_the_read_out_is_the_full_model(arm):
     arguments = run.Arguments(modulus=11)
     read_out = run.build(arguments, arm, seed=1).double()

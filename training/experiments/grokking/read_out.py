@@ -57,4 +57,4 @@ class ReadOut(nn.Module):
 
         hidden_states = layer.attention_norm(streams[2] + attention.o_proj(mixed.flatten(1)))
         hidden_states = layer.mlp_norm(hidden_states + layer.mlp(hidden_states))
-        return self.causal_lm.lm_head(hidden_states)[:, : self.num_classes]
+        return self.causal_lm.lm_head(model.norm(hidden_states))[:, : self.num_classes]

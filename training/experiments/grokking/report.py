@@ -137,6 +137,8 @@ def compare(arms: dict[str, list[dict]], one: str, other: str) -> list[str]:
     # A seed has the same split and, where shapes agree, the same initial weights in both.
     by_seed = [{row["seed"]: row for row in arms[arm]} for arm in (one, other)]
     common = sorted(by_seed[0].keys() & by_seed[1].keys())
+    if not common:
+        return [0, "", ""]
     pairs = {arm: [rows[seed] for seed in common] for arm, rows in zip((one, other), by_seed)}
     failed = {arm: sum(row["test_onset"] is None for row in rows) for arm, rows in pairs.items()}
     if any(failed.values()):
