@@ -58,7 +58,8 @@ class SphericalUnembedding(nn.Module):
     def __init__(self, config: SphericalConfig):
         super().__init__()
         self.config = config
-        self._parameters["weight"] = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        # Of an `nn.Linear`, whose own draws keep a seed's initial weights what they were.
+        self._parameters["weight"] = nn.Linear(config.hidden_size, config.vocab_size, bias=False).weight
 
     @property
     def rows(self) -> nn.Parameter:
