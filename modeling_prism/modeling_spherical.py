@@ -50,15 +50,13 @@ class SphericalUnembedding(nn.Module):
     """
     `tau * h . P(rows of W)` for h on the sphere, with gradient through the projection: logits between -tau and tau.
 
-    The parameter `weight`, saved and trained, is W; the attribute `weight` is P(rows of W). `hidden @ weight.T *
-    config.logit_scale` is then the model for code that reads the attribute, such as TRL. Whoever changes W writes to
-    `rows`. Not an `nn.Linear`: tools that quantise, adapt or replace one would write to a copy.
+    The parameter `weight` is W; the attribute `weight` is P(rows of W), so that `hidden @ weight.T * logit_scale` is the
+    model (TRL computes that). Write to `rows` to change W. Not an `nn.Linear`, which tools replace with a copy.
     """
 
     def __init__(self, config: SphericalConfig):
         super().__init__()
         self.config = config
-        # Of an `nn.Linear`, whose own draws keep a seed's initial weights what they were.
         self._parameters["weight"] = nn.Linear(config.hidden_size, config.vocab_size, bias=False).weight
 
     @property
@@ -199,6 +197,8 @@ class SphericalPreTrainedModel(SphericalGeneration, CommonPreTrainedModel):
             if module.bias is not None:
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, SphericalUnembedding):
+            # Drawn twice, as transformers draws an `nn.Linear`: a seed keeps its initial weights.
+            init.normal_(module.rows)
             bound = module.rows.shape[1] ** -0.5
             init.uniform_(module.rows, -bound, bound)
         elif isinstance(module, nn.Embedding):
