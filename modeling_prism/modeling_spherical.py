@@ -50,8 +50,8 @@ class SphericalUnembedding(nn.Module):
     """
     `tau * h . P(rows of W)` for h on the sphere, with gradient through the projection: logits between -tau and tau.
 
-    The parameter `weight` is W; the attribute `weight` is P(rows of W), so that `hidden @ weight.T * logit_scale` is the
-    model (TRL computes that). Write to `rows` to change W. Not an `nn.Linear`, which tools replace with a copy.
+    The parameter `weight` is W; the attribute `weight` is P(rows of W), so that `hidden @ weight.T * logit_scale` is
+    the model (TRL computes it). Write to `rows` to change W. Not an `nn.Linear`, which tools replace with a copy.
     """
 
     def __init__(self, config: SphericalConfig):
