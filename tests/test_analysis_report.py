@@ -782,7 +782,7 @@ def test_banks_that_do_differ_are_credited_to_training(folder):
             dictionary = layer.self_attn.dictionary.weight
             dictionary[len(dictionary) * model.config.num_signal_heads // 8 :] *= 10
     _, stands_out, control = openings(model, folder)
-    assert stands_out.startswith("Its banks differ most in")
+    assert stands_out.startswith("Its banks differ in ")
     assert "In 5 of them the difference between banks" in control and "training made it" in control
 
 
