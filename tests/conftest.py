@@ -9,6 +9,8 @@ from pathlib import Path
 # do not fight over cores and sums round alike everywhere; a cache of their own, so that workers do not share files.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HOME"] = HF_HOME = tempfile.mkdtemp(prefix="modeling-prism-tests-")
+# Compiled code too: a killed run leaves half a file in the common cache, which every later run would load.
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(HF_HOME, "inductor")
 
 import pytest
 import torch

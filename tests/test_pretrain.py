@@ -771,6 +771,8 @@ def test_a_diverging_run_stops_and_saves_nothing_that_is_not_finite(recipe, tmp_
 @pytest.mark.process
 def test_ctrl_c_says_in_two_lines_what_was_kept(recipe, tmp_path):
     interrupt = KILL_BETWEEN_SAVES.replace("SIGKILL", "SIGINT") + "from training import command, pretrain\n"
+    # A shell that runs the tests in the background has the signal ignored.
+    interrupt += "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
     interrupt += "main = pretrain.main\npretrain.main = lambda argv: command.run(lambda _: main(argv))\n"
     done = run_process(recipe, tmp_path / "run", code=interrupt)
     assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
