@@ -17,6 +17,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from training.command import run as run_command
 from training.experiments.common.arguments import CommandArguments, ReportArguments, parse
 from training.experiments.common.jobs import read_results
 from training.experiments.common.readme import fill_file, make_claim_table
@@ -104,4 +105,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
