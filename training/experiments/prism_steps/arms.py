@@ -32,6 +32,7 @@ PAIRS = "plain step whose softmax compares z_t with the pairs (z_s, z_(s-1)): sc
 METRIC = "scores in a learned metric G that commutes with R: R_c with codes weighed by G"
 EXACT = "exact gradient in z_t, keys k_s held, of sum_k w_k sqrt(D) logsumexp_s(<R_t G h_t, k_s> / sqrt(D))"
 CROSS = "exact gradient in z_t of sum_k w_k sqrt(D) logsumexp_s(<R_t U_k z_t, R_s U_(k+1) z_s> / sqrt(D)), keys held"
+PAIRS_CROSSED = "scores of the pairs (z_s, z_(s-1)); the direction is that of cross: approximate"
 NONE = "none: queries or outputs leave the dictionary"
 CONTROL = "none claimed"
 
@@ -42,6 +43,7 @@ def step(eta: float, **fields) -> dict:
 
 BEST = {"values": "rotary", "query_gain": True, "key_shift": True, "head_weights": "plus"}
 CROSSED = {"values": "keys", "key_subspace": "next"}
+CROSSED_VALUES = {"values": "rotary", "key_subspace": "next"}
 PARTS = {"query_gain": True, "output_gain": "conjugate", "key_shift": True, "head_weights": "plus"}
 
 
@@ -74,6 +76,10 @@ ARMS = {
     # Keys and values from the next head's subspace: exact, and neither scores nor writing are symmetric
     "cross": Arm(CROSS, step(0.2, **CROSSED, head_weights="plus")),
     "cross-lambda": Arm(CROSS, step(0.2, **CROSSED)),
+    "cross-shift": Arm(PAIRS_CROSSED, step(0.2, **CROSSED_VALUES, key_shift=True, head_weights="plus")),
+    "cross-shift-gain": Arm(
+        PAIRS_CROSSED, step(0.2, **CROSSED_VALUES, key_shift=True, query_gain=True, head_weights="plus")
+    ),
     "cross-all": Arm(CROSS + "; metric and pairs", step(0.2, **CROSSED, **PARTS)),
     "cross-16-heads": Arm(CROSS, step(0.2, **CROSSED, head_weights="plus", num_attention_heads=16)),
     "cross-published-step": Arm(CROSS, {**CROSSED, "head_weights": "plus"}),
