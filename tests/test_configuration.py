@@ -10,7 +10,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from training.flops import forward_flops_per_token, training_flops_per_token
-from training.pretrain import parse_arguments
+from training.options import parse_arguments
 
 
 CONFIGURATION = Path(__file__).parent.parent / "configuration"

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 from modeling_prism import PrismConfig, PrismForCausalLM
 from modeling_prism.analysis import heads, untrained_copy
 from modeling_prism.analysis.collect import Batch
-from training import pretrain
 from training.data import DataArguments, load_texts, train_tokenizer
 from training.experiments import __main__ as experiments
 from training.experiments.common.jobs import read_results
@@ -26,6 +25,8 @@ from training.experiments.head_specialisation.effects import (
     bank_metric,
     effect_of,
 )
+from training.loading import load_config
+from training.options import parse_arguments
 
 
 pytestmark = pytest.mark.experiment
@@ -44,8 +45,8 @@ def in_checkout(monkeypatch, request):
 @pytest.mark.parametrize("name", ARMS)
 def test_an_arm_changes_what_it_says(name, tmp_path):
     arguments = run.Arguments()
-    model_arguments, _, training_arguments = pretrain.parse_arguments(arguments.command(name, 1, tmp_path))
-    config = pretrain.load_config(model_arguments)
+    model_arguments, _, training_arguments = parse_arguments(arguments.command(name, 1, tmp_path))
+    config = load_config(model_arguments)
     default = PrismConfig()
     changed = {
         field: getattr(config, field)
@@ -207,7 +208,7 @@ def test_the_published_rows_agree_with_their_settings():
     arguments = run.Arguments(**settings)
     for arm, rows in by_arm(read_results(folder)).items():
         for row in rows:
-            _, data, training = pretrain.parse_arguments(arguments.command(arm, row["seed"], folder))
+            _, data, training = parse_arguments(arguments.command(arm, row["seed"], folder))
             assert row["tokens_seen"] == training.max_steps * training.per_device_train_batch_size * data.block_size
             assert row["learning_rate"] == training.learning_rate and row["noise_coefficient"] == ARMS[arm].lambda_end
             assert (row["windows"], row["window_length"]) == (settings["num_windows"], data.block_size)

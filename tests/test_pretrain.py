@@ -20,6 +20,8 @@ from modeling_prism import PrismConfig, SphericalConfig
 from training import bindings, pretrain, tell
 from training.callbacks import scheduled_noise_coefficient, tell_story
 from training.command import TrainingDiverged
+from training.loading import load_config, parse_overrides
+from training.options import ModelArguments, parse_arguments
 from training.resume import last_complete_checkpoint, remove_checkpoints
 
 
@@ -209,7 +211,7 @@ NoiseCoefficientCallback.on_step_begin = killed
 # Kills the process before the final save.
 KILL_AT_THE_END = """
 import os, signal
-from training.pretrain import PretrainTrainer
+from training.trainer import PretrainTrainer
 save_model = PretrainTrainer.save_model
 def killed(self, *args, _internal_call=False, **kwargs):
     if not _internal_call:
@@ -423,8 +425,8 @@ def test_a_model_of_a_table_is_asked_and_tells_no_stories(of_a_table):
 def test_overrides_decide_the_tokens_of_a_table():
     def size(vocab_size, **arguments):
         preset = str(ROOT / "configuration" / "models" / "spherical-grok")
-        arguments = pretrain.ModelArguments(**{"model_config": preset, **arguments})
-        return pretrain.load_config(arguments, vocab_size).vocab_size
+        arguments = ModelArguments(**{"model_config": preset, **arguments})
+        return load_config(arguments, vocab_size).vocab_size
 
     assert size(114) == size(None) == 114
     assert (size(24), size(121), size(24, config_overrides="logit_scale=5")) == (24, 121, 24)
@@ -528,7 +530,7 @@ def test_numbers_as_people_write_them_are_read(recipe, tmp_path):
     # YAML reads 1e-3, without a point, as text, and a learning rate of 1 as an integer.
     for value, expected in (("1e-3", 1e-3), (1, 1.0)):
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**settings, "learning_rate": value}))
-        assert pretrain.parse_arguments([str(tmp_path / "recipe.yaml")])[2].learning_rate == expected
+        assert parse_arguments([str(tmp_path / "recipe.yaml")])[2].learning_rate == expected
 
 
 def test_models_that_cannot_be_trained_are_refused(recipe, finished, tmp_path):
@@ -568,7 +570,7 @@ def test_misspelt_keys_are_refused_by_name(recipe, tmp_path):
 
 
 def test_overrides_are_numbers_as_people_write_them():
-    overrides = pretrain.parse_overrides("a=1,b=1e-2,c=true,d=gelu,e=null")
+    overrides = parse_overrides("a=1,b=1e-2,c=true,d=gelu,e=null")
     assert overrides == {"a": 1, "b": 0.01, "c": True, "d": "gelu", "e": None}
 
 

@@ -1,12 +1,26 @@
-"""Loads saved models, and refuses what is not a causal language model."""
+"""Reads configs, builds new models and loads saved ones; refuses what is not a causal language model."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+import yaml
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 import modeling_prism  # noqa: F401  (registers the architectures)
+from training.options import ModelArguments
+from training.tasks import Blocks
+
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -73,3 +87,104 @@ def check_causal(model: PreTrainedModel, option: str) -> None:
 def _some(names) -> str:
     names = sorted(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def load_config(arguments: ModelArguments, vocab_size: int | None = None) -> PreTrainedConfig:
+    """
+    Reads the config of the model and applies the overrides.
+
+    Args:
+        vocab_size (`int`, *optional*): number of tokens if the data decide it. A new model gets as many, unless an
+            override sets another number.
+    """
+    if bool(arguments.model_config) == bool(arguments.init_from):
+        raise ValueError(
+            "Give either `model_config` (train from scratch) or `init_from` (fine-tune; empty the recipe's "
+            "`model_config` with `--model_config ''`)."
+        )
+    option = "model_config" if arguments.model_config else "init_from"
+    source = getattr(arguments, option)
+    try:
+        config = AutoConfig.from_pretrained(source)
+    # A damaged config.json raises all kinds of errors.
+    except Exception as error:
+        raise ValueError(
+            f"`{option}`={source!r} is neither a folder with a config.json nor an available hub model "
+            f"({(str(error) or type(error).__name__).strip().splitlines()[0]}); the project's presets are in "
+            "configuration/models/."
+        ) from error
+    text = arguments.config_overrides or ""
+    is_fixed = bool(arguments.init_from) or "vocab_size" in parse_overrides(text)
+    if vocab_size not in (None, config.vocab_size) and not is_fixed:
+        logger.info("Using `vocab_size`=%d, as many tokens as the data have, not %d.", vocab_size, config.vocab_size)
+        text = f"vocab_size={vocab_size},{text}"
+    return override_config(config, source, text)
+
+
+def override_config(config: PreTrainedConfig, source: str, text: str) -> PreTrainedConfig:
+    """Returns the config read from `source` with the overrides in `text`, 'key=value,key=value'."""
+    overrides = parse_overrides(text)
+    for key in overrides:
+        if not hasattr(config, key):
+            raise ValueError(f"`config_overrides` names `{key}`, which a {config.model_type} config does not have.")
+    if overrides:
+        # Start from the file again, so that derived values follow the overrides.
+        values, _ = PreTrainedConfig.get_config_dict(source)
+        config = AutoConfig.for_model(**{**values, **overrides})
+    return config
+
+
+def parse_overrides(text: str) -> dict:
+    """Parses 'key=value,key=value'. Values are numbers, true, false, null, or text."""
+    overrides = {}
+    for entry in filter(None, text.split(",")):
+        key, separator, value = entry.partition("=")
+        if not separator:
+            raise ValueError(f"`config_overrides`={text!r} has {entry!r}, which is not of the form key=value.")
+        value = yaml.safe_load(value)
+        # YAML reads 1e-2, without a point, as text.
+        with contextlib.suppress(TypeError, ValueError):
+            value = float(value) if isinstance(value, str) else value
+        overrides[key.strip()] = value
+    return overrides
+
+
+def check_sizes(config: PreTrainedConfig, vocab_size: int | None, block_size: int) -> None:
+    """Refuses blocks and vocabularies that do not fit the model; a `vocab_size` of `None` is not known yet."""
+    if vocab_size is not None and vocab_size > config.vocab_size:
+        raise ValueError(
+            f"The data have {vocab_size} tokens, but the model has only `vocab_size`={config.vocab_size}: train a new "
+            f"model with `--config_overrides vocab_size={vocab_size}`, or lower `tokenizer_vocab_size` if the "
+            "tokenizer is trained on text."
+        )
+    # Some architectures have no such limit.
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is not None and block_size > limit:
+        raise ValueError(
+            f"`block_size`={block_size} is longer than the model's `max_position_embeddings`={limit}: shorten the "
+            f"blocks, or `--config_overrides max_position_embeddings={block_size}`."
+        )
+
+
+def build_model(
+    arguments: ModelArguments, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, blocks: Blocks
+) -> PreTrainedModel:
+    """Builds or loads the model; its configs and the tokenizer get special tokens and lengths that fit each other."""
+    options = {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(config, name, getattr(tokenizer, name))
+    if arguments.init_from:
+        model = load_causal_lm(arguments.init_from, "init_from", config=config, **options)
+    else:
+        model = AutoModelForCausalLM.from_config(config, **options)
+        check_causal(model, "model_config")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(model.generation_config, name, getattr(tokenizer, name))
+    length = getattr(config, "max_position_embeddings", None)
+    if length:
+        tokenizer.model_max_length = length
+        model.generation_config.max_length = length
+    if blocks.label_shift == 0:
+        # Behind the answer there is nothing.
+        model.generation_config.max_length, model.generation_config.max_new_tokens = None, 1
+    return model

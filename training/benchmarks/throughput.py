@@ -44,8 +44,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, HfArgum
 
 import modeling_prism  # noqa: F401  (registers the models of this package)
 from training.flops import forward_flops_per_token, training_flops_per_token
+from training.loading import override_config
 from training.model_card import code_revision
-from training.pretrain import override_config
 
 
 @dataclass

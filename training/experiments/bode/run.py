@@ -32,6 +32,8 @@ from training.experiments.common.arguments import (
 )
 from training.experiments.common.jobs import run_jobs, write_results
 from training.experiments.common.statistics import rounded
+from training.loading import load_config
+from training.options import ModelArguments, parse_arguments
 
 
 # What the wrong formula's gamma has more, and the planes (of layer 0, keys) whose whole curves are kept.
@@ -75,7 +77,7 @@ class Arguments(CorpusArguments):
 
     def config_of(self, arm: str) -> MomentumConfig:
         """The config of an arm; refuses what is no Momentum, or has other than four layers for `per-layer`."""
-        config = pretrain.load_config(pretrain.ModelArguments(model_config=self.model_config))
+        config = load_config(ModelArguments(model_config=self.model_config))
         if config.model_type != "momentum":
             raise ValueError(f"`model_config`={self.model_config!r} is a {config.model_type}, not a momentum.")
         return MomentumConfig.from_dict({**config.to_dict(), **ARMS[arm]})
@@ -95,7 +97,7 @@ class Arguments(CorpusArguments):
 
     def data_arguments(self) -> DataArguments:
         """The corpus as the recipe cuts it."""
-        _, data_arguments, _ = pretrain.parse_arguments(self.pretrain_options(self.arms[0], 0, Path("outputs")))
+        _, data_arguments, _ = parse_arguments(self.pretrain_options(self.arms[0], 0, Path("outputs")))
         return data_arguments
 
 

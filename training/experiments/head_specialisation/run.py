@@ -26,6 +26,8 @@ from training.experiments.common.arguments import (
 from training.experiments.common.jobs import run_jobs, write_results
 from training.experiments.head_specialisation.arms import ARMS
 from training.experiments.head_specialisation.measure import choose_windows, equal_bases, measure_heads
+from training.loading import load_config
+from training.options import parse_arguments
 
 
 @dataclass
@@ -73,7 +75,7 @@ def run_job(arguments: Arguments, job: tuple[str, int], stem: Path) -> list[dict
     # A run that was finished but not measured is read back, not repeated.
     result = pretrain.main(command)
     del result["saved_in"]
-    _, data_arguments, training_arguments = pretrain.parse_arguments(command)
+    _, data_arguments, training_arguments = parse_arguments(command)
     tokenizer = AutoTokenizer.from_pretrained(stem)
     texts = load_texts(data_arguments)["validation"]["text"]
     windows = choose_windows(tokenizer, texts, data_arguments.block_size, arguments.num_windows)
@@ -102,8 +104,8 @@ def run(arguments: Arguments, folder: Path, results: Path, processes: int) -> No
     # Mistakes that every run would share are refused before any starts; and the texts are in the cache for all.
     if not all((folder / f"{name}.json").is_file() for name in jobs):
         for name, job in jobs.items():
-            model_arguments, data_arguments, _ = pretrain.parse_arguments(arguments.command(*job, folder / name))
-            pretrain.load_config(model_arguments)
+            model_arguments, data_arguments, _ = parse_arguments(arguments.command(*job, folder / name))
+            load_config(model_arguments)
         load_texts(data_arguments)
     settings = settings_of(arguments, "arms", "seeds")
     rows = run_jobs(functools.partial(run_job, arguments), jobs, folder, settings, processes)

@@ -33,6 +33,7 @@ from training.experiments.prism_steps.arms import ARMS
 from training.experiments.prism_steps.modeling import PrismStepsConfig
 from training.metrics import score_tokens
 from training.ngrams import KneserNey
+from training.options import parse_arguments
 from training.tasks import Blocks
 
 
@@ -126,7 +127,7 @@ def unseen_blocks(data_arguments, tokenizer) -> Blocks:
 
 def floor(order: int, arguments: Arguments, command: list[str], tokenizer_name: Path) -> dict:
     """Both scores of a Kneser-Ney model that has counted as many tokens as the arms are trained on."""
-    _, data_arguments, training_arguments = pretrain.parse_arguments(command)
+    _, data_arguments, training_arguments = parse_arguments(command)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
     num_tokens = arguments.max_steps * training_arguments.train_batch_size * arguments.block_size
     blocks = make_blocks(load_texts(data_arguments), tokenizer, data_arguments)
@@ -152,7 +153,7 @@ def run_job(arguments: Arguments, job: tuple[str, float, int], stem: Path) -> li
         return [{"arm": arm, **floor(ARMS[arm].ngram, arguments, command, stem.parent / "tokenizer")}]
     result = pretrain.main(command)
     del result["saved_in"]
-    _, data_arguments, _ = pretrain.parse_arguments(command)
+    _, data_arguments, _ = parse_arguments(command)
     tokenizer = AutoTokenizer.from_pretrained(stem)
     model = AutoModelForCausalLM.from_pretrained(stem).eval()
     unseen = unseen_blocks(data_arguments, tokenizer)
@@ -186,7 +187,7 @@ def run(arguments: Arguments, folder: Path, results: Path, processes: int) -> No
         and (not ARMS[arm].ngram or (seed, rate) == (arguments.seeds[0], arguments.learning_rates[0]))
     }
     if jobs and not Path(folder, "tokenizer").is_dir():
-        _, data_arguments, _ = pretrain.parse_arguments(
+        _, data_arguments, _ = parse_arguments(
             [arguments.recipe, "--dataset_name", arguments.dataset_name, "--num_train_stories", "19620"]
         )
         train_tokenizer(load_texts(data_arguments)["train"], 2048).save_pretrained(folder / "tokenizer")
