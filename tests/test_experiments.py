@@ -364,7 +364,7 @@ def test_readmes_show_the_stored_results(name, in_checkout):
     folder = experiments.HERE / name
     report, rows = experiments.module_of(name, "report"), read_results(folder)
     readme = (folder / "README.md").read_text(encoding="utf-8")
-    assert fill(readme, {f"{name}:{key}": block for key, block in report.blocks(rows).items()}) == readme
+    assert fill(readme, experiments.readme_blocks(name, rows)) == readme
     assert (folder / "table.md").read_text(encoding="utf-8") == report.make_tables(rows)
     figures = {file.name for file in folder.glob("*.png")}
     assert figures == {f"{stem}.png" for stem in report.make_figures(rows)} and all(f in readme for f in figures)

@@ -20,7 +20,7 @@ from pathlib import Path
 from training.command import run as run_command
 from training.experiments.common.arguments import CommandArguments, ReportArguments, parse
 from training.experiments.common.jobs import read_results
-from training.experiments.common.readme import fill_file, make_claim_table
+from training.experiments.common.readme import fill_file, fill_prose, make_claim_table
 
 
 HERE = Path(__file__).parent
@@ -53,6 +53,13 @@ def with_results() -> list[str]:
     return [name for name in EXPERIMENTS if (HERE / name / "results.jsonl").is_file()]
 
 
+def readme_blocks(name: str, rows: list[dict]) -> dict[str, str]:
+    """What the README of an experiment shows of the results: tables, and the sentences of prose.md with numbers."""
+    report, prose = module_of(name, "report"), HERE / name / "prose.md"
+    blocks = {**report.blocks(rows), **(fill_prose(prose, report.numbers(rows)) if prose.is_file() else {})}
+    return {f"{name}:{key}": block for key, block in blocks.items()}
+
+
 def write_report(name: str, folder: Path) -> None:
     """Tables and figures of one experiment into `folder`, and its README where it has one."""
     report, rows = module_of(name, "report"), read_results(folder)
@@ -62,7 +69,7 @@ def write_report(name: str, folder: Path) -> None:
     for stem, figure in report.make_figures(rows).items():
         figure.savefig(folder / f"{stem}.png", dpi=200)
     if folder == HERE / name:
-        fill_file(folder / "README.md", {f"{name}:{key}": block for key, block in report.blocks(rows).items()})
+        fill_file(folder / "README.md", readme_blocks(name, rows))
 
 
 def results_block() -> str:

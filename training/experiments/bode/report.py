@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from modeling_prism.analysis import momentum
 from modeling_prism.analysis.figures import new_figure, styled
 from training.experiments.common.figures import DARK, DOT, HOLLOW, LIGHT, label
-from training.experiments.common.readme import Claim, make_table, wrap
+from training.experiments.common.readme import Claim, make_table
 from training.experiments.common.statistics import by_arm, mean_and_spread
 
 
@@ -49,50 +49,60 @@ def of_noise(row: dict) -> np.ndarray:
     return np.repeat(gains[..., None], len(row["plane_frequencies"]), axis=-1)
 
 
+def worst(runs: list[dict], kind: str, key: str = "response") -> str:
+    """The greatest deviation from the formula, of all seeds."""
+    return f"{max(run['response'][kind][key] for run in runs):.1e}"
+
+
+def bits(runs: list[dict]) -> str:
+    return mean_and_spread([run["bits_per_byte"] for run in runs])
+
+
+def first_layers(row: dict) -> dict[float, int]:
+    """Every gamma of a run, and the first layer that has it."""
+    return {gamma: row["gammas"].index(gamma) for gamma in row["gammas"]}
+
+
 def make_response_table(rows: list[dict]) -> str:
     """The responses to sinusoids and to text against the formula, the worst of each arm's seeds."""
-    lines = [
-        "| arm | gamma | seeds | bits per byte, mean ± std | greatest deviation of H | in gain (dB) "
-        "| in phase (degrees) | where | bf16: of H | in gain (dB) | in phase (degrees) "
-        "| own queries and keys on text: of H | in gain (dB) | in phase (degrees) |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    heads = ["arm", "gamma", "seeds", "bits per byte, mean ± std", "greatest deviation of H", "in gain (dB)"]
+    heads += ["in phase (degrees)", "where", "bf16: of H", "in gain (dB)", "in phase (degrees)"]
+    heads += ["own queries and keys on text: of H", "in gain (dB)", "in phase (degrees)"]
+    cells = []
     for arm, runs in by_arm(rows).items():
-        worst = [
-            f"{max(run['response'][kind][key] for run in runs):.1e}"
+        fp32, bf16, text = (
+            [worst(runs, kind, key) for key in ("response", "gain_db", "phase_degrees")]
             for kind in ("fp32", "bf16", "text")
-            for key in ("response", "gain_db", "phase_degrees")
-        ]
+        )
         at = max((run["response"]["fp32"] for run in runs), key=lambda found: found["response"])["where"]
         where = f"{at['stream']}, layer {at['layer']}, plane {at['plane']}, w = {at['omega']:.2f}"
-        gammas = ", ".join(f"{gamma:.3g}" for gamma in dict.fromkeys(runs[0]["gammas"]))
-        bits = mean_and_spread([run["bits_per_byte"] for run in runs])
-        cells = [arm, gammas, str(len(runs)), bits, *worst[:3], where, *worst[3:]]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        gammas = ", ".join(f"{gamma:.3g}" for gamma in first_layers(runs[0]))
+        cells.append([arm, gammas, len(runs), bits(runs), *fp32, where, *bf16, *text])
+    return make_table(heads, cells)
 
 
 def make_control_table(rows: list[dict]) -> str:
     """The same measurement against wrong formulas, the seed that they fit best; and another signal, white noise."""
     controls = list(rows[0]["response"]["controls"])
-    lines = [
-        f"| arm | formula | {' | '.join(controls)} | white noise: greatest deviation of H "
-        "| its energy, with / without shear (formula), by gamma |",
-        f"| --- |{' ---: |' * (len(controls) + 3)}",
-    ]
+    heads = ["arm", "formula", *controls, "white noise: greatest deviation of H"]
+    heads += ["its energy, with / without shear (formula), by gamma"]
+    cells = []
     for arm, runs in by_arm(rows).items():
-        cells = [arm, f"{max(run['response']['fp32']['response'] for run in runs):.1e}"]
+        cells.append([arm, worst(runs, "fp32")])
         for name in controls:
             found = [run["response"]["controls"][name] for run in runs]
-            cells.append("the same" if None in found else f"{min(found):.2f}")
-        cells.append(f"{max(run['noise']['response'] for run in runs):.3f}")
+            cells[-1].append("the same" if None in found else f"{min(found):.2f}")
         # Keys are sheared in every arm.
         formula = runs[0]["noise"]["gain_formula"][1]
         energy = np.mean([run["noise"]["gain"][1] for run in runs], axis=0)
-        layers = [runs[0]["gammas"].index(gamma) for gamma in dict.fromkeys(runs[0]["gammas"])]
-        cells.append(", ".join(f"{energy[layer]:.3f} ({formula[layer]:.3f})" for layer in layers))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        by_gamma = (f"{energy[layer]:.3f} ({formula[layer]:.3f})" for layer in first_layers(runs[0]).values())
+        cells[-1] += [f"{max(run['noise']['response'] for run in runs):.3f}", ", ".join(by_gamma)]
+    return make_table(heads, cells)
+
+
+def mean_over_chosen(runs: list[dict], tables: list[np.ndarray]) -> np.ndarray:
+    """Tables (2, L, P), one a run, averaged over `chosen`: (runs, P)."""
+    return np.array([[table[index] for index in chosen(run)] for run, table in zip(runs, tables)]).mean(1)
 
 
 def make_plane_table(runs: list[dict]) -> str:
@@ -100,34 +110,29 @@ def make_plane_table(runs: list[dict]) -> str:
     One arm, plane by plane: the greatest deviation over seeds, streams, layers and frequencies; on text, means over
     what is sheared, ± std over seeds.
     """
-    lines = [
-        "| plane | theta (radians a token) | greatest deviation of H | bf16 | own queries and keys on text "
-        "| energy gain by the formula: constant, white content | on text, trained | predicted | on text, untrained "
-        "| constant share of content: trained | untrained |",
-        f"|{' ---: |' * 11}",
-    ]
-
-    def over_layers(model: str, entry: str) -> np.ndarray:
-        """(seeds, P)."""
-        return np.array([[text_table(run, model, entry)[index] for index in chosen(run)] for run in runs]).mean(1)
-
-    constant, white = (
-        np.mean([formula(runs[0])[index] for index in chosen(runs[0])], axis=0) for formula in (of_constant, of_noise)
-    )
+    heads = ["plane", "theta (radians a token)", "greatest deviation of H", "bf16", "own queries and keys on text"]
+    heads += ["energy gain by the formula: constant, white content", "on text, trained", "predicted"]
+    heads += ["on text, untrained", "constant share of content: trained", "untrained"]
+    constant, white = (mean_over_chosen(runs[:1], [formula(runs[0])])[0] for formula in (of_constant, of_noise))
     columns = [
-        over_layers("trained", "amplification"),
-        over_layers("trained", "predicted"),
-        over_layers("untrained", "amplification"),
-        over_layers("trained", "dc_share"),
-        over_layers("untrained", "dc_share"),
+        mean_over_chosen(runs, [text_table(run, model, entry) for run in runs])
+        for model, entry in (
+            ("trained", "amplification"),
+            ("trained", "predicted"),
+            ("untrained", "amplification"),
+            ("trained", "dc_share"),
+            ("untrained", "dc_share"),
+        )
     ]
+    cells = []
     for plane, theta in enumerate(runs[0]["plane_frequencies"]):
-        worst = [max(run["response"][kind]["by_plane"][plane] for run in runs) for kind in ("fp32", "bf16", "text")]
-        cells = [str(plane), f"{theta:.2g}", *(f"{value:.1e}" for value in worst)]
-        cells.append(f"{constant[plane]:.2f}, {white[plane]:.2f}")
-        cells += [mean_and_spread(list(column[:, plane]), ".2f") for column in columns]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        deviations = [
+            max(run["response"][kind]["by_plane"][plane] for run in runs) for kind in ("fp32", "bf16", "text")
+        ]
+        cells.append([plane, f"{theta:.2g}", *(f"{value:.1e}" for value in deviations)])
+        cells[-1].append(f"{constant[plane]:.2f}, {white[plane]:.2f}")
+        cells[-1] += [mean_and_spread(list(column[:, plane]), ".2f") for column in columns]
+    return make_table(heads, cells, text=0)
 
 
 def prediction_errors(row: dict, model: str) -> list[np.ndarray]:
@@ -148,48 +153,41 @@ def ends(runs: list[dict], tables: list[np.ndarray]) -> tuple[float, float]:
     return float(np.median(rows[:, :size])), float(np.median(rows[:, -size:]))
 
 
+def text_ends(runs: list[dict], entry: str, model: str = "trained") -> tuple[float, float]:
+    """`ends` of a table of real text."""
+    return ends(runs, [text_table(run, model, entry) for run in runs])
+
+
 def make_energy_table(rows: list[dict]) -> str:
     """Energy with over without the shear on real text, and how well it is predicted; arms that shear."""
-    lines = [
-        "| arm | model | energy with / without shear: fastest quarter of the planes | slowest quarter "
-        "| error if predicted from the spectrum, median (greatest) | as if content were constant "
-        "| as if it were white |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    heads = ["arm", "model", "energy with / without shear: fastest quarter of the planes", "slowest quarter"]
+    heads += ["error if predicted from the spectrum, median (greatest)", "as if content were constant"]
+    cells = []
     for arm, runs in by_arm(rows).items():
-        if not sheared(runs[0]):
-            continue
-        for model in ("trained", "untrained"):
-            fast, slow = ends(runs, [text_table(run, model, "amplification") for run in runs])
-            cells = [arm, model, f"{fast:.2f}", f"{slow:.2f}"]
-            by_run = zip(*(prediction_errors(run, model) for run in runs))
-            for errors in map(np.concatenate, by_run):
-                cells.append(f"{100 * np.median(errors):.1f} % ({100 * errors.max():.0f} %)")
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        for model in ("trained", "untrained") if sheared(runs[0]) else ():
+            cells.append([arm, model, *(f"{value:.2f}" for value in text_ends(runs, "amplification", model))])
+            for errors in map(np.concatenate, zip(*(prediction_errors(run, model) for run in runs))):
+                cells[-1].append(f"{100 * np.median(errors):.1f} % ({100 * errors.max():.0f} %)")
+    return make_table([*heads, "as if it were white"], cells, text=2)
 
 
 def make_constant_table(rows: list[dict]) -> str:
     """The constant part of content on real text, with and without the shear; and the four terms of the scores."""
-    lines = [
-        "| arm | model | energy gain of the constant part (formula): fastest quarter of the planes | slowest quarter "
-        "| its share without, with shear: fastest | slowest | T1 to T4, share of the scores' variance |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    heads = ["arm", "model", "energy gain of the constant part (formula): fastest quarter of the planes"]
+    heads += ["slowest quarter", "its share without, with shear: fastest", "slowest"]
+    cells = []
     for arm, runs in by_arm(rows).items():
         formula = ends(runs, [of_constant(run) for run in runs])
+        layers = sorted({layer for _, layer in chosen(runs[0])})
         for model in ("trained", "untrained"):
             gain, plain, after = (
-                ends(runs, [text_table(run, model, entry) for run in runs])
-                for entry in ("dc_gain", "dc_share", "dc_share_sheared")
+                text_ends(runs, entry, model) for entry in ("dc_gain", "dc_share", "dc_share_sheared")
             )
-            layers = sorted({layer for _, layer in chosen(runs[0])})
             terms = np.mean([np.array(run["text"][model]["shares"])[:, layers] for run in runs], axis=(0, 2))
-            cells = [arm, model, *(f"{gain[side]:.2f} ({formula[side]:.2f})" for side in (0, 1))]
-            cells += [f"{plain[side]:.2f}, {after[side]:.2f}" for side in (0, 1)]
-            cells.append(", ".join(f"{term:.2f}" for term in terms))
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            cells.append([arm, model, *(f"{one:.2f} ({other:.2f})" for one, other in zip(gain, formula))])
+            cells[-1] += [f"{one:.2f}, {other:.2f}" for one, other in zip(plain, after)]
+            cells[-1].append(", ".join(f"{term:.2f}" for term in terms))
+    return make_table([*heads, "T1 to T4, share of the scores' variance"], cells, text=2)
 
 
 def make_tables(rows: list[dict]) -> str:
@@ -236,15 +234,13 @@ def plot_planes(runs: list[dict]) -> Figure:
     """Energy that the shear adds on real text, plane by plane, beside what constant and white content would gain."""
     figure, (ax,) = new_figure(height=3.2)
     x = np.arange(len(runs[0]["plane_frequencies"]))
-    constant, white = (
-        np.mean([formula(runs[0])[i] for i in chosen(runs[0])], axis=0) for formula in (of_constant, of_noise)
-    )
+    constant, white = (mean_over_chosen(runs[:1], [formula(runs[0])])[0] for formula in (of_constant, of_noise))
     ax.plot(x, constant, color=LIGHT)
     ax.plot(x, white, color="0.4", linestyle="--")
     label(ax, x[-1], constant[-1], "constant content, by the formula", LIGHT, ha="right", xytext=(0, 8))
     label(ax, x[-1], white[-1], "white content, by the formula", "0.4", ha="right", xytext=(0, 7))
     for model, style in (("trained", DOT), ("untrained", {**HOLLOW, "marker": "s", "markersize": 4})):
-        seeds = np.array([[text_table(run, model, "amplification")[i] for i in chosen(run)] for run in runs]).mean(1)
+        seeds = mean_over_chosen(runs, [text_table(run, model, "amplification") for run in runs])
         mean = seeds.mean(0)
         extremes = np.stack((mean - seeds.min(0), seeds.max(0) - mean))
         ax.errorbar(x, mean, yerr=extremes, capsize=2, **style)
@@ -261,90 +257,47 @@ def make_figures(rows: list[dict]) -> dict[str, Figure]:
 
 
 def blocks(rows: list[dict]) -> dict[str, str]:
-    """What the README shows of the results, by block."""
+    """The table of the README."""
+    heads = ["arm", "bits per byte, mean ± std", "greatest deviation of H on text"]
+    heads += ["energy with / without shear: fastest quarter", "slowest quarter"]
+    heads += ["constant part of the slowest quarter: trained", "untrained"]
+    cells = []
+    for arm, runs in by_arm(rows).items():
+        values = [*text_ends(runs, "amplification")]
+        values += [text_ends(runs, "dc_share", model)[1] for model in ("trained", "untrained")]
+        cells.append([f"`{arm}`", bits(runs), worst(runs, "text"), *(f"{value:.2f}" for value in values)])
+    return {"table": make_table(heads, cells)}
+
+
+def numbers(rows: list[dict]) -> dict:
+    """What prose.md speaks of: the arm `momentum`, where it names no other."""
     arms = by_arm(rows)
     runs = arms["momentum"]
-
-    def worst(kind: str, runs: list[dict] = runs, key: str = "response") -> str:
-        return f"{max(run['response'][kind][key] for run in runs):.1e}"
-
-    def energy(runs: list[dict]) -> tuple[float, float]:
-        return ends(runs, [text_table(run, "trained", "amplification") for run in runs])
-
-    def share(runs: list[dict], model: str) -> str:
-        fast, slow = ends(runs, [text_table(run, model, "dc_share") for run in runs])
-        return f"{100 * fast:.0f} and {100 * slow:.0f} %"
-
-    def bits(arm: str) -> str:
-        return mean_and_spread([run["bits_per_byte"] for run in arms[arm]])
-
-    fast, slow = energy(runs)
-    white, (_, constant) = of_noise(runs[0])[1].mean(), ends(runs, [of_constant(run) for run in runs])
-    _, passed = ends(runs, [text_table(run, "trained", "dc_gain") for run in runs])
-    spectrum, as_constant, _ = (
-        np.median(np.concatenate(errors)) for errors in zip(*(prediction_errors(run, "trained") for run in runs))
-    )
-    controls = [run["response"]["controls"].values() for runs in arms.values() for run in runs]
-    least = min(value for values in controls for value in values if value is not None)
-    terms = np.mean([np.array(run["text"]["trained"]["shares"]) for run in runs], axis=(0, 2))
-
-    verdict = f"""
-**The shear is the filter of the formula. But the two bands that the "orthogonality theorem" separates are not
-separate.** On the queries and keys that trained models make of text, the response differs from the formula by
-{worst("text")} at most. In the slowest planes, which should pass content untouched, the shear multiplies energy by
-{slow:.1f}. In the fastest it does so by {fast:.1f}.
-"""
-    table = make_table(
-        [
-            "arm",
-            "bits per byte, mean ± std",
-            "greatest deviation of H on text",
-            "energy with / without shear: fastest quarter",
-        ]
-        + ["slowest quarter", "constant part of the slowest quarter: trained", "untrained"],
-        [
-            [f"`{arm}`", bits(arm), worst("text", found), *(f"{value:.2f}" for value in energy(found))]
-            + [
-                f"{ends(found, [text_table(run, model, 'dc_share') for run in found])[1]:.2f}"
-                for model in ("trained", "untrained")
-            ]
-            for arm, found in arms.items()
-        ],
-    )
-    findings = f"""
-- **A match is no sign of learning.** The filter has no parameters. The match says that a saved and loaded model
-  computes the formula in every plane. For sinusoids the trained weights do not even take part: the greatest deviation
-  is {worst("fp32")} in fp32 for every seed ([bode.png](bode.png)). In bf16 it is {worst("bf16")}, rounding of the
-  sinusoids included.
-- **Wrong formulas miss.** The formulas with gamma + 0.1, with the other placement and with the planes reversed are
-  off by {least:.2f} or more. Without a shear (`gamma-0`) the response is flat to {worst("fp32", arms["gamma-0"])}.
-- **Constant content is treated as the theorem says.** In the slowest planes its energy is multiplied by {passed:.2f};
-  the formula has {constant:.2f}.
-- **Slow planes do not hold constant content.** For white content the factor is {white:.1f} in every plane, which is
-  near that of text. The constant part is {share(runs, "trained")} of the energy of the fastest and the slowest
-  planes. Training lowers it, from {share(runs, "untrained")}, and does so in `gamma-0` too.
-- **The spectrum predicts the energy.** The content spectrum of other stories predicts it within {100 * spectrum:.1f}
-  % (median). "As if content were constant" is off by {100 * as_constant:.0f} %. By Parseval's theorem only the choice
-  of stories and the length of the windows can fail here.
-- **Scores are mostly about changes.** The product of the changes of query and key (T4) holds {terms[3]:.2f} of the
-  scores' variance, the plain product (T1) {terms[0]:.2f}.
-- **The filter does not help to predict stories at this budget.** With it the models have {bits("momentum")} bits per
-  byte, without it {bits("gamma-0")}. All arms have one learning rate.
-- `keys-only` and `per-layer` have not been run. A story's first 256 tokens cannot tell a constant part from slower
-  changes. Larger models, longer training and longer texts may differ.
-"""
-    return {"verdict": wrap(verdict), "table": table, "findings": wrap(findings)}
+    controls = [value for row in rows for value in row["response"]["controls"].values() if value is not None]
+    errors = zip(*(prediction_errors(run, "trained") for run in runs))
+    shares = {model: text_ends(runs, "dc_share", model) for model in ("trained", "untrained")}
+    return {
+        "deviation": {kind: worst(runs, kind) for kind in ("fp32", "bf16", "text")},
+        "flat": worst(arms["gamma-0"], "fp32"),
+        "wrong": min(controls),
+        "energy": text_ends(runs, "amplification"),
+        "constant": (text_ends(runs, "dc_gain")[1], ends(runs, [of_constant(run) for run in runs])[1]),
+        "white": of_noise(runs[0])[1].mean(),
+        "share": {model: f"{100 * fast:.0f} and {100 * slow:.0f} %" for model, (fast, slow) in shares.items()},
+        "error": [100 * np.median(np.concatenate(found)) for found in errors],
+        "terms": np.mean([np.array(run["text"]["trained"]["shares"]) for run in runs], axis=(0, 2)),
+        "bits": {arm: bits(runs) for arm, runs in arms.items()},
+    }
 
 
 def claims(rows: list[dict]) -> list[Claim]:
     runs = by_arm(rows)["momentum"]
-    deviation = max(run["response"]["text"]["response"] for run in runs)
-    _, share = ends(runs, [text_table(run, "trained", "dc_share") for run in runs])
+    _, share = text_ends(runs, "dc_share")
     return [
         Claim(
             "The shear filters every rotary plane by `1 + gamma (1 - e^(-jw))`",
             "confirmed",
-            f"greatest deviation {deviation:.1e} on text",
+            f"greatest deviation {worst(runs, 'text')} on text",
             "bode",
         ),
         Claim(

@@ -10,7 +10,7 @@ from scipy import stats
 
 from modeling_prism.analysis.figures import new_figure, styled
 from training.experiments.common.figures import DARK, DOT, GREY, HOLLOW, LIGHT, label
-from training.experiments.common.readme import Claim, make_table, wrap
+from training.experiments.common.readme import Claim, make_table
 from training.experiments.common.statistics import by_arm, interval_of_mean, mean_and_spread
 from training.experiments.grokking.arms import ARMS, COMPARISONS, name_of
 
@@ -278,114 +278,74 @@ def welch(rows: list[dict], published: str) -> float:
 
 
 def blocks(rows: list[dict]) -> dict[str, str]:
-    """What the README shows of the results, by block."""
+    """The table of the README."""
+    heads = ["arm", "published", "epochs to grok", "seeds that grokked", "delay after the training split"]
+    cells = []
+    for arm, runs in by_table(rows)[MAIN].items():
+        cells.append([f"`{arm}`", PUBLISHED[MAIN].get(arm, ""), epochs_to(runs, "test_onset"), grokked(runs)])
+        cells[-1].append(epochs_to(runs, "delay"))
+    return {"table": make_table(heads, cells)}
+
+
+def last_accuracies(rows: list[dict]) -> str:
+    """Test accuracy at the last epoch, from the worst seed to the best."""
+    last = [row["curves"]["test_accuracy"][-1] for row in rows]
+    return f"{min(last):.2f} to {max(last):.2f}"
+
+
+def lengths(rows: list[dict]) -> str:
+    """Mean length of the weights, before training and at the onset."""
+    norms = [(row["curves"]["weight_norm"], row["test_onset"] // row["settings"]["eval_epochs"]) for row in rows]
+    return " to ".join(f"{mean:.0f}" for mean in np.mean([(norm[0], norm[onset]) for norm, onset in norms], axis=0))
+
+
+def numbers(rows: list[dict]) -> dict:
+    """What prose.md speaks of: addition at 6e-4, where it names no other table."""
     results = by_table(rows)
-    arms, low_rate, product = results[MAIN], results["addition-lr0.0001"], results["multiplication-lr0.0006"]
-    published, published_product = PUBLISHED[MAIN], PUBLISHED["multiplication-lr0.0006"]
-    onset = {arm: epochs_to(runs, "test_onset") for arm, runs in arms.items()}
-    learned = {arm: epochs_to(runs, "train_onset") for arm, runs in arms.items()}
-    delay = {arm: epochs_to(runs, "delay") for arm, runs in arms.items()}
-
-    def ratio(one: str, other: str) -> str:
-        return compare(arms, one, other)[1]
-
-    def stand(arm: str) -> str:
-        last = [row["curves"]["test_accuracy"][-1] for row in arms[arm]]
-        return f"{min(last):.2f} to {max(last):.2f}"
-
-    def length(arm: str) -> str:
-        lengths = [
-            (
-                row["curves"]["weight_norm"][0],
-                row["curves"]["weight_norm"][row["test_onset"] // row["settings"]["eval_epochs"]],
-            )
-            for row in arms[arm]
-        ]
-        return " to ".join(f"{mean:.0f}" for mean in np.mean(lengths, axis=0))
-
-    moved = [
-        abs(one["test_onset"] - other["test_onset"])
-        for one, other in zip(arms["sphere"], arms["sphere-nudged"])
-        if one["seed"] == other["seed"]
-    ]
+    arms = results[MAIN]
+    spheres = ("sphere", "sphere-wd0")
+    pairs = zip(arms["sphere"], arms["sphere-nudged"])
+    moved = [abs(one["test_onset"] - other["test_onset"]) for one, other in pairs if one["seed"] == other["seed"]]
     own = [row["test_onset"] for row in arms["layer_norm"]]
     kept = {
         arm: np.median([row["spectrum"]["accuracy_by_top_k"]["5"] for row in runs])
         for arm, runs in arms.items()
         if all(row["test_onset"] is not None for row in runs)
     }
-    others = [value for arm, value in kept.items() if arm != "sphere-unbounded"]
-    trainer = json.loads((Path(__file__).parent / "trainer.json").read_text(encoding="utf-8"))["trainer_float32"][
-        "curve"
-    ]
-    by_trainer = next(step for step, accuracy in trainer if accuracy >= 0.95)
-    seed_1 = {
-        arm: next(row["test_onset"] for row in arms[arm] if row["seed"] == 1) for arm in ("sphere", "sphere-nudged")
-    }
-    exchanged = {
-        (arm, column): welch(arms[arm], published[column])
-        for arm in ("sphere", "sphere-wd0")
-        for column in ("sphere", "sphere-wd0")
-    }
+    kept_unbounded = kept.pop("sphere-unbounded")
+    trainer = json.loads((Path(__file__).parent / "trainer.json").read_text(encoding="utf-8"))
+    curve = trainer["trainer_float32"]["curve"]
 
-    verdict = f"""
-**Confirmed for addition, except that the delay does not vanish; and part of the gain is not the sphere's.** The
-published step from LayerNorm to the sphere with bounded logits takes {ratio("sphere", "layer_norm")} of the epochs,
-over three seeds. The test split is still learned {delay["sphere"]} epochs after the training split. Uniform attention
-alone takes {ratio("uniform-layer_norm", "layer_norm")} of LayerNorm's epochs, and the sphere alone, with unbounded
-logits, {ratio("sphere-unbounded", "layer_norm")}.
-"""
-    table = make_table(
-        ["arm", "published", "epochs to grok", "seeds that grokked", "delay after the training split"],
-        [[f"`{arm}`", published.get(arm, ""), onset[arm], grokked(runs), delay[arm]] for arm, runs in arms.items()],
-    )
-    findings = f"""
-- **The baselines agree with the published ones.** LayerNorm takes {onset["layer_norm"]} epochs (published
-  {published["layer_norm"]}). RMSNorm takes {onset["rms_norm"]} (published {published["rms_norm"]}). They have three
-  seeds, the sphere ten. RMSNorm's epsilon is 1e-8 in the author's notebook and 1e-5 here.
-- **The delay shrinks.** The sphere memorises later than LayerNorm, after {learned["sphere"]} epochs against
-  {learned["layer_norm"]}. LayerNorm's delay is {delay["layer_norm"]} epochs. With uniform attention the delay is
-  {delay["uniform-sphere"]}. The shortest is that of a small tau without weight decay: {delay["sphere-wd0-tau-5"]}.
-- **Without weight decay the bound has to be tight.** The published tau, 10, groks after {onset["sphere-wd0"]} epochs.
-  Tau 5 takes {onset["sphere-wd0-tau-5"]}. Tau 20 has not grokked in any seed: at the last epoch its test accuracy is
-  {stand("sphere-wd0-tau-20")}. Other values of tau were not tried with weight decay.
-- **The bound and the sphere.** Unbounded and without weight decay, no seed groks within 4,000 epochs. With weight
-  decay the unbounded sphere takes {ratio("sphere-unbounded", "sphere")} times the epochs of the bounded one.
-- **LayerNorm with bounded logits is open.** At its last epoch its test accuracy is {stand("layer_norm-bounded")}.
-  LayerNorm itself groks later than that epoch, between {min(own):,} and {max(own):,}. In the author's notebook the
-  multiplication baselines are bounded, so `layer_norm-bounded` is their arm.
-- **Uniform attention is a large part of it.** With uniform attention in both, the sphere takes
-  {ratio("uniform-sphere", "uniform-layer_norm")} of LayerNorm's epochs. On the sphere it takes
-  {ratio("uniform-sphere", "sphere")} of the epochs, and {ratio("uniform-sphere-wd0", "sphere-wd0")} without weight
-  decay. The two are not independent: the sphere begins with nearly uniform attention.
-- **The gains are not it.** LayerNorm without them takes {ratio("layer_norm-plain", "layer_norm")} of its epochs.
-  RMSNorm without them, a sphere of radius sqrt(d), takes {ratio("rms_norm-plain", "rms_norm")}.
-- **Weight decay helps the sphere.** Without it the sphere takes {ratio("sphere-wd0", "sphere")} times the epochs.
-- **The two published columns of the sphere look exchanged** at 6e-4. With weight decay Welch's p is
-  {exchanged["sphere", "sphere"]:.2f} against the column of its name and {exchanged["sphere", "sphere-wd0"]:.2f}
-  against the other. Without it the two are {exchanged["sphere-wd0", "sphere-wd0"]:.3f} and
-  {exchanged["sphere-wd0", "sphere"]:.2f}. No test was planned before. The curves show which is which. Up to the onset
-  the length of the weights goes from {length("sphere")} with weight decay. Without it, it goes from
-  {length("sphere-wd0")}. Beta2 may also explain it: at 0.98, without weight decay, the sphere takes
-  {onset["sphere-wd0-beta2-0.98"]}.
-- **Multiplication is no harder than addition here.** The sphere takes {epochs_to(product["sphere"], "test_onset")}
-  epochs, published {published_product["sphere"]}. Without weight decay it takes
-  {epochs_to(product["sphere-wd0"], "test_onset")}, published {published_product["sphere-wd0"]}. Its baselines have
-  not been run.
-- **At a rate of 1e-4.** The sphere takes {epochs_to(low_rate["sphere"], "test_onset")} epochs, and
-  {epochs_to(low_rate["sphere-wd0"], "test_onset")} without weight decay. The published ones are a little later, on a
-  grid of 200 epochs.
-- **Rounding alone moves an onset.** `sphere-nudged` changes the first weights by 1e-7 of themselves. That moves a
-  seed by {np.mean(moved):.0f} epochs on average and {max(moved)} at most. The mean does not move:
-  {ratio("sphere-nudged", "sphere")}. The first seed groks after {by_trainer} epochs in Trainer and {seed_1["sphere"]}
-  in the stack. So a single seed's onset says little.
-- **The spectral check holds.** With the five strongest frequencies of the logits kept, {min(others):.3f} to
-  {max(others):.3f} of all pairs are right. Only the unbounded sphere, two of whose seeds had fallen out of their
-  solution, has {kept["sphere-unbounded"]:.3f}.
-- The logit of "=", which the published model lacks, makes no difference that shows:
-  {ratio("sphere-answers-only", "sphere")}.
-"""
-    return {"verdict": wrap(verdict), "table": table, "findings": wrap(findings)}
+    def epochs(arms: dict[str, list[dict]], key: str = "test_onset") -> dict[str, str]:
+        return {arm: epochs_to(runs, key) for arm, runs in arms.items()}
+
+    return {
+        "published": PUBLISHED[MAIN],
+        "onset": epochs(arms),
+        "learned": epochs(arms, "train_onset"),
+        "delay": epochs(arms, "delay"),
+        "ratio": {
+            f"{one} / {other}": compare(arms, one, other)[1]
+            for one, other in COMPARISONS
+            if one in arms and other in arms
+        },
+        "layer_norm": (min(own), max(own)),
+        "stand": {arm: last_accuracies(runs) for arm, runs in arms.items()},
+        "length": {arm: lengths(arms[arm]) for arm in spheres},
+        "welch": {
+            f"{arm} / {column}": welch(arms[arm], PUBLISHED[MAIN][column]) for arm in spheres for column in spheres
+        },
+        "product": epochs(results["multiplication-lr0.0006"]),
+        "published_product": PUBLISHED["multiplication-lr0.0006"],
+        "low_rate": epochs(results["addition-lr0.0001"]),
+        "moved": (np.mean(moved), max(moved)),
+        "seed_1": {
+            "trainer": next(step for step, accuracy in curve if accuracy >= 0.95),
+            "sphere": next(row["test_onset"] for row in arms["sphere"] if row["seed"] == 1),
+        },
+        "kept": (min(kept.values()), max(kept.values())),
+        "kept_unbounded": kept_unbounded,
+    }
 
 
 def claims(rows: list[dict]) -> list[Claim]:

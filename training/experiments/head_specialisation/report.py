@@ -11,7 +11,7 @@ from modeling_prism.analysis.momentum import rotary_frequencies
 from modeling_prism.analysis.prism import rope_kernel
 from modeling_prism.analysis.reducers import HEAD_METRICS
 from training.experiments.common.figures import DARK, DOT, HOLLOW, LIGHT, label, plot_rows
-from training.experiments.common.readme import Claim, make_table, wrap
+from training.experiments.common.readme import Claim, make_table
 from training.experiments.common.statistics import by_arm, mean_and_spread, with_interval
 from training.experiments.head_specialisation.arms import ARMS
 from training.experiments.head_specialisation.effects import Effect, effect_of, slopes
@@ -65,7 +65,7 @@ def make_arm_table(arms: dict[str, list[dict]]) -> str:
             f"{ARMS[name].lambda_start:g} to {ARMS[name].lambda_end:g}",
             fields.get("dictionary_expansion", 2),
         ]
-        cells[-1] += [f"{rows[0]['parameters']:,}", mean_and_spread([row["bits_per_byte"] for row in rows]), len(rows)]
+        cells[-1] += [f"{rows[0]['parameters']:,}", mean_and_spread(bits(rows)), len(rows)]
     heads = ["arm", "signal base", "noise base", "lambda", "R", "parameters", "bits per byte, mean ± std", "seeds"]
     return make_table(heads, cells)
 
@@ -150,6 +150,11 @@ def by_layer(row: dict, state: str = "trained") -> np.ndarray:
     return signal.mean(1) - noise.mean(1)
 
 
+def reversed_first(rows: list[dict]) -> str:
+    """The runs in whose first layer noise heads look further."""
+    return f"{sum(by_layer(row)[0] < 0 for row in rows)} of {len(rows)}"
+
+
 @styled
 def plot_differences(rows: list[dict]) -> Figure:
     """Signal - noise of the mean distance by arm: every seed, untrained, trained, and read at one base."""
@@ -212,91 +217,57 @@ def make_construction_table() -> str:
     return make_table(heads, cells)
 
 
+def bits(rows: list[dict]) -> list[float]:
+    return [row["bits_per_byte"] for row in rows]
+
+
 def blocks(rows: list[dict]) -> dict[str, str]:
-    """What the README shows of the results, by block."""
+    """The table of the README."""
     arms = by_arm(rows)
-    effects, centroids, entropies, previous = (
-        effects_on(arms, metric) for metric in ("distance", "centroid", "entropy", "previous token")
-    )
+    heads = ["arm", "what it changes", "distance, trained: signal, noise", "added by training (95 %)"]
+    heads += ["difference read at one base (95 %)", "bits per byte"]
+    cells = []
+    for arm, effect in effects_on(arms, "distance").items():
+        banks = ", ".join(f"{effect.mean('trained', bank):.1f}" for bank in ("signal", "noise"))
+        intervals = (with_interval(effect.differences(state), ".1f") for state in ("added", "equal_bases"))
+        cells.append([f"`{arm}`", NAMES[arm], banks, *intervals, mean_and_spread(bits(arms[arm]))])
+    return {"table": make_table(heads, cells, text=2)}
+
+
+def numbers(rows: list[dict]) -> dict:
+    """What prose.md speaks of."""
+    arms = by_arm(rows)
+    effects = effects_on(arms, "distance")
     default, fixed, one = (effects[arm] for arm in ("default", "lambda-fixed", "lambda-1"))
-
-    def tokens(values: list[float]) -> str:
-        return with_interval(values, ".1f")
-
-    def bits(arm: str) -> str:
-        return mean_and_spread([row["bits_per_byte"] for row in arms[arm]])
-
-    def banks(found: Effect, form: str, state: str = "trained") -> str:
-        return " and ".join(f"{found.mean(state, bank):{form}}" for bank in ("signal", "noise"))
-
-    firsts = [by_layer(row)[0] for row in rows]
-    reversed_first = f"{sum(value < 0 for value in firsts)} of {len(firsts)}"
-    trained_slopes, added_slopes, weight_slopes = (
-        base_slopes(effects, state)[1] for state in ("trained", "added", "equal_bases")
-    )
-    gained = np.mean([row["bits_per_byte"] for row in arms["default"]])
-    gained -= np.mean([row["bits_per_byte"] for row in arms["R-1"]])
-
-    verdict = f"""
-**Banks separate as claimed with a small lambda, but not in the first layer.** Untrained, both banks look
-{default.mean("untrained", "signal"):.0f} tokens back on average. Training takes signal and noise heads to
-{banks(default, ".0f")}. In layer 0 the order is reversed, in {reversed_first} runs.
-
-**The construction alone is not sufficient.** With lambda 1 the dictionary is as overcomplete and the bases lie as far
-apart, and training adds no difference that shows: {tokens(one.added)} tokens. Where heads look was measured, not what
-they do.
-"""
-    table = make_table(
-        ["arm", "what it changes", "distance, trained: signal, noise", "added by training (95 %)"]
-        + ["difference read at one base (95 %)", "bits per byte"],
-        [
-            [f"`{arm}`", NAMES[arm], banks(effect, ".1f").replace(" and ", ", "), tokens(effect.added)]
-            + [tokens(effect.differences("equal_bases")), bits(arm)]
-            for arm, effect in effects.items()
-        ],
-        text=2,
-    )
-    findings = f"""
-- **Lambda decides.** With lambda 1 from the first step training adds less than with lambda 0.1, by
-  {tokens([-x for x in one.added_less(fixed)])} tokens. With lambda 0 the noise heads stay where they began. So a bank
-  that is subtracted weakly becomes local; why, this does not show. The comparisons with lambda 0.1 throughout were
-  added when the results were known.
-- **Later layers carry the effect** ([layers.png](layers.png)). In layer 0 noise heads look further than signal heads,
-  in {reversed_first} runs over all arms.
-- **The two bases are not needed.** With equal bases training adds {tokens(effects["equal-bases"].added)} tokens. With
-  exchanged bases the banks do not change places: {tokens(effects["swapped-bases"].added)}.
-- **Bases further apart add to it.** Per unit of ln(signal base / noise base) training adds
-  {with_interval(added_slopes, ".2f")} tokens. The trained difference grows by {with_interval(trained_slopes, ".2f")},
-  which includes what the bases impose before training. Read at one base, {with_interval(weight_slopes, ".2f")}
-  remain: that part is in the weights.
-- **Most of the difference is in the weights.** Read at one base, {tokens(default.differences("equal_bases"))} tokens
-  of the published arm's difference remain. Where lambda is fixed, {tokens(fixed.differences("equal_bases"))} remain.
-- **Noise heads are the high-frequency and the sharper ones.** Their spectral centroid is
-  {centroids["default"].mean("trained", "noise"):.2f} cycles per token against
-  {centroids["default"].mean("trained", "signal"):.2f}. Their entropy is
-  {entropies["default"].mean("trained", "noise"):.1f} nats against
-  {entropies["default"].mean("trained", "signal"):.1f}. They put {previous["default"].mean("trained", "noise"):.2f} of
-  their attention on the previous token, signal heads {previous["default"].mean("trained", "signal"):.2f}.
-- **Overcompleteness is not needed, and costs something.** With R = 1 training adds {tokens(effects["R-1"].added)}
-  tokens. That arm also predicts best, by {gained:.3f} bits per byte, with fewer parameters.
-- **It is an average over heads, not a law.** The banks overlap: Cliff's delta is
-  {default.mean("trained", "cliffs_delta"):.2f}.
-- The first token has no part in it: without it every metric says the same ([table.md](table.md)).
-"""
-    return {"verdict": wrap(verdict), "table": table, "findings": wrap(findings)}
+    others = {metric: effect_of(arms["default"], metric).mean for metric in ("centroid", "entropy", "previous token")}
+    return {
+        "untrained": default.mean("untrained", "signal"),
+        "banks": " and ".join(f"{default.mean('trained', bank):.0f}" for bank in ("signal", "noise")),
+        "reversed_first": reversed_first(rows),
+        "added": {arm: with_interval(effect.added, ".1f") for arm, effect in effects.items()},
+        "one_base": {arm: with_interval(effect.differences("equal_bases"), ".1f") for arm, effect in effects.items()},
+        "fixed_less_one": with_interval(fixed.added_less(one), ".1f"),
+        "slope": {
+            state: with_interval(base_slopes(effects, state)[1], ".2f")
+            for state in ("trained", "added", "equal_bases")
+        },
+        "signal": {metric: mean("trained", "signal") for metric, mean in others.items()},
+        "noise": {metric: mean("trained", "noise") for metric, mean in others.items()},
+        "gained": np.mean(bits(arms["default"])) - np.mean(bits(arms["R-1"])),
+        "cliffs_delta": default.mean("trained", "cliffs_delta"),
+    }
 
 
 def claims(rows: list[dict]) -> list[Claim]:
     effects = effects_on(by_arm(rows), "distance")
     added = {arm: with_interval(effect.added, ".1f") for arm, effect in effects.items()}
-    firsts = [by_layer(row)[0] for row in rows]
     return [
         Claim(
             "Prism's noise heads become local, its signal heads look far",
             "with a small lambda, not in layer 0",
             f"they look {effects['default'].mean('trained', 'noise'):.0f} and "
             f"{effects['default'].mean('trained', 'signal'):.0f} tokens back; layer 0 is reversed in "
-            f"{sum(value < 0 for value in firsts)} of {len(firsts)} runs",
+            f"{reversed_first(rows)} runs",
             "head_specialisation",
         ),
         Claim(

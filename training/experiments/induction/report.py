@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from modeling_prism.analysis.figures import new_figure, styled
 from training.experiments.common.figures import DARK, DOT, GREY, HOLLOW, LIGHT, label
-from training.experiments.common.readme import Claim, make_table, wrap
+from training.experiments.common.readme import Claim, make_table
 from training.experiments.common.statistics import at_best_rate, by_arm, mean_and_spread
 
 
@@ -58,16 +58,20 @@ def final(rows: list[dict]) -> str:
     return mean_and_spread([row["accuracy"] for row in rows])
 
 
+def prefix_matching(rows: list[dict]) -> float:
+    """The score of the best head of any layer, mean over seeds."""
+    return np.mean([max(max(layer) for layer in row["prefix_matching"]) for row in rows])
+
+
 def make_tables(rows: list[dict]) -> str:
     """All that is measured, one row per arm."""
     heads = ["arm", "best learning rate", "locked in", "steps to 50 %, median [extremes]", "steps to 90 %"]
     heads += ["final accuracy, mean ± std", "prefix matching of the best head", "loss on repeats, nats"]
     cells = []
     for arm, best in at_best(rows).items():
-        prefix = np.mean([max(max(layer) for layer in row["prefix_matching"]) for row in best])
         repeats = np.mean([row["repeats_loss"] for row in best])
         cells.append([arm, f"{best[0]['learning_rate']:g}", locked_in(best), steps_of(best, "steps_to_lock_in")])
-        cells[-1] += [steps_of(best, "steps_to_master"), final(best), f"{prefix:.2f}", f"{repeats:.2f}"]
+        cells[-1] += [steps_of(best, "steps_to_master"), final(best), f"{prefix_matching(best):.2f}", f"{repeats:.2f}"]
     return make_table(heads, cells)
 
 
@@ -106,59 +110,35 @@ def make_figures(rows: list[dict]) -> dict[str, Figure]:
 
 
 def blocks(rows: list[dict]) -> dict[str, str]:
-    """What the README shows of the results, by block."""
+    """The table of the README."""
     best = at_best(rows)
-    acc = {arm: final(runs) for arm, runs in best.items()}
-
-    def steps(arm: str) -> str:
-        return f"{np.median([row['steps_to_lock_in'] for row in best[arm]]):.0f}"
-
-    def mean(arm: str) -> str:
-        return f"{np.mean([row['accuracy'] for row in best[arm]]):.3f}"
-
-    def prefix(arm: str) -> float:
-        return np.mean([max(max(layer) for layer in row["prefix_matching"]) for row in best[arm]])
-
-    fixed = [prefix(arm) for arm in ("keys-1", "keys-4.17", "keys-1-pre-rope", "keys-negative")]
-    names = {arm: (group, text) for group, arms in GROUPS.items() for arm, text in arms.items()}
-    table = make_table(
+    heads = ["what is changed", "arm", "seeds that lock in", "steps to 50 %, median [extremes]"]
+    cells = [
         [
-            "what is changed",
-            "arm",
-            "seeds that lock in",
-            "steps to 50 %, median [extremes]",
-            "final accuracy, mean ± std",
-        ],
-        [
-            [f"{group}: {text}", f"`{arm}`", locked_in(best[arm]), steps_of(best[arm], "steps_to_lock_in"), acc[arm]]
-            for arm, (group, text) in names.items()
-        ],
-        text=2,
-    )
-    verdict = f"""
-**Confirmed, but the high-pass filter is not the reason.** One layer whose keys carry the previous token does
-induction in {locked_in(best["keys-1"])} seeds. Without the shear it does so in {locked_in(best["one-layer"])}. With
-gamma 1, keys alone end at {acc["keys-1"]} of the answers. A low-pass filter, gamma -0.5, does no worse:
-{acc["keys-negative"]}.
-"""
-    findings = f"""
-- **The key has to carry the token before it, and nothing else matters as much.** A learned average of two keys
-  (Olsson et al. 2022) is the best one-layer arm: {acc["keys-smeared"]}. A learned gamma (Xu et al. 2024) reaches
-  {acc["keys-learned"]}. With the token before the last or one at random, the layer learns nothing:
-  {mean("keys-wrong-lag")} and {mean("keys-shuffled")}.
-- **Queries alone do nothing** ({mean("queries-1")}): a query's own predecessor does not tell it where to look.
-- **Keys alone beat both streams**, as the follow-up paper says. At gamma 1 they reach {mean("keys-1")}, both streams
-  {mean("both-1")}.
-- **The shear need not follow RoPE.** Before RoPE, keys alone reach {mean("keys-1-pre-rope")} and both streams
-  {mean("both-1-pre-rope")}.
-- **Momentum buys an early start, not a better answer.** Keys alone have half of the answers after {steps("keys-1")}
-  steps, two plain layers after {steps("two-layers")}. In the end the two layers are better: {acc["two-layers"]}.
-- The published gamma of one layer, 4.17, is too large for both streams ({mean("both-4.17")}). For keys it is the best
-  gamma of those tried.
-- Prefix matching stays well below accuracy in one layer with a fixed shift: {min(fixed):.2f} to {max(fixed):.2f}. The
-  heads also attend elsewhere, and the answers still come out right.
-"""
-    return {"verdict": wrap(verdict), "table": table, "findings": wrap(findings)}
+            f"{group}: {text}",
+            f"`{arm}`",
+            locked_in(best[arm]),
+            steps_of(best[arm], "steps_to_lock_in"),
+            final(best[arm]),
+        ]
+        for group, arms in GROUPS.items()
+        for arm, text in arms.items()
+    ]
+    return {"table": make_table([*heads, "final accuracy, mean ± std"], cells, text=2)}
+
+
+def numbers(rows: list[dict]) -> dict:
+    """What prose.md speaks of."""
+    best = at_best(rows)
+    locked = {arm: [row["steps_to_lock_in"] for row in runs] for arm, runs in best.items()}
+    fixed = [prefix_matching(best[arm]) for arm in ("keys-1", "keys-4.17", "keys-1-pre-rope", "keys-negative")]
+    return {
+        "locked_in": {arm: locked_in(runs) for arm, runs in best.items()},
+        "steps": {arm: np.median(steps) for arm, steps in locked.items() if None not in steps},
+        "final": {arm: final(runs) for arm, runs in best.items()},
+        "mean": {arm: np.mean([row["accuracy"] for row in runs]) for arm, runs in best.items()},
+        "prefix": (min(fixed), max(fixed)),
+    }
 
 
 def claims(rows: list[dict]) -> list[Claim]:

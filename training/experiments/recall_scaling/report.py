@@ -6,7 +6,7 @@ from scipy import stats
 
 from modeling_prism.analysis.figures import new_figure, styled
 from training.experiments.common.figures import DARK, LIGHT, label
-from training.experiments.common.readme import Claim, make_table, wrap
+from training.experiments.common.readme import Claim, make_table
 from training.experiments.common.statistics import at_best_rate, mean_and_spread
 from training.experiments.recall_scaling.arms import PUBLISHED_EXPONENT, PUBLISHED_FACTOR
 
@@ -180,43 +180,38 @@ def make_figures(rows: list[dict]) -> dict[str, Figure]:
 
 
 def blocks(rows: list[dict]) -> dict[str, str]:
-    """What the README shows of the results, by block."""
-    analysis, low_rate, final = analyse(rows), analyse(at_one_rate(rows)), analyse(rows, "accuracy")
-    law, (depths, gammas) = law_of(analysis), grid_of(rows)
-    best, low_best = (list(found["best_gamma"].values()) for found in (analysis, low_rate))
-    rates = sorted({row["learning_rate"] for row in rows})
+    """The table of the README."""
+    return {"table": make_gamma_table(analyse(rows))}
 
-    def mean(depth: int, gamma: float, key: str = "mean_accuracy") -> str:
-        return f"{np.mean([row[key] for row in at_best_rate(rows, layers=depth, gamma=gamma)]):.3f}"
+
+def numbers(rows: list[dict]) -> dict:
+    """What prose.md speaks of."""
+    depths, gammas = grid_of(rows)
+    runs = {depth: {gamma: at_best_rate(rows, layers=depth, gamma=gamma) for gamma in gammas} for depth in depths}
+    rates = sorted({row["learning_rate"] for row in rows})
+    analysis = analyse(rows)
+    best, low_best = (found["best_gamma"].values() for found in (analysis, analyse(at_one_rate(rows))))
+
+    def means(key: str) -> dict[int, dict[float, float]]:
+        return {
+            depth: {gamma: np.mean([row[key] for row in seeds]) for gamma, seeds in by_gamma.items()}
+            for depth, by_gamma in runs.items()
+        }
 
     low_only = [
-        gamma
-        for gamma in gammas
-        if all(at_best_rate(rows, layers=N, gamma=gamma)[0]["learning_rate"] == rates[0] for N in depths)
+        f"{gamma:g}" for gamma in gammas if all(runs[depth][gamma][0]["learning_rate"] == rates[0] for depth in depths)
     ]
-    verdict = f"""
-**The law is not found here.** From one layer to four the best gamma stays between {min(best):.2f} and
-{max(best):.2f}. The fitted exponent is {law["exponent"]}, the published one {PUBLISHED_EXPONENT}. The grid of
-learning rates is too short to call this a refutation: large gammas do best at its lowest rate.
-"""
-    findings = f"""
-- **The grid of learning rates is the main limit.** It has two rates, {rates[0]:g} and {rates[1]:g}. Gammas
-  {" and ".join(f"{gamma:g}" for gamma in low_only)} do better at the lower one at every depth, so a still lower rate
-  may lift them. At the lower rate for all (first seed) the best gammas lie between {min(low_best):.2f} and
-  {max(low_best):.2f}: larger, and still far from the law's.
-- **The intervals cover seeds alone.** They come from drawing three seeds anew, and know nothing of the grid of
-  gammas, the rates or the task.
-- **The law's own gamma does worse here.** For one layer the law asks for about gamma 4, which has {mean(1, 4.0)} of
-  the answers right over training. Gamma 1 has {mean(1, 1.0)}. Four layers at gamma 4 learn nothing in this time.
-- **Momentum helps where depth is missing.** One layer ends at {mean(1, 1.0, "accuracy")} with momentum, and at
-  {mean(1, 0.0, "accuracy")} without. Two layers learn the task without it, but later: {mean(2, 0.0)} over training
-  against {mean(2, 1.0)}.
-- Judged by final accuracy the best gammas are of the same size and less certain: the exponent lies between
-  {final["law"]["exponent_interval"][0]:.2f} and {final["law"]["exponent_interval"][1]:.2f}. Nearly every gamma up to
-  2 ends near 0.98, so training-average accuracy decides.
-- Three depths fix an exponent only roughly. The published sizes have not been run: they need a GPU.
-"""
-    return {"verdict": wrap(verdict), "table": make_gamma_table(analysis), "findings": wrap(findings)}
+    return {
+        "best": (min(best), max(best)),
+        "low_best": (min(low_best), max(low_best)),
+        "law": law_of(analysis),
+        "published": PUBLISHED_EXPONENT,
+        "rates": rates,
+        "low_only": " and ".join(low_only),
+        "mean": means("mean_accuracy"),
+        "final": means("accuracy"),
+        "final_exponent": analyse(rows, "accuracy")["law"]["exponent_interval"],
+    }
 
 
 def claims(rows: list[dict]) -> list[Claim]:
