@@ -28,8 +28,18 @@ class PrismConfig(CheckedConfig, PreTrainedConfig):
             num_signal_heads`. A contradicting value is refused.
         signal_rope_theta (`float`, defaults to 10000 * pi): RoPE base of the signal heads.
         noise_rope_theta (`float`, defaults to 10000 / pi): RoPE base of the noise heads.
-        noise_coefficient (`float`, defaults to 0.1): lambda, the weight of the subtracted noise heads, from 0 to 1.
-            Training raises it from 0.01 to 0.1; a saved model keeps its value.
+        noise_coefficient (`float`, defaults to 0.1): lambda, the weight of the subtracted noise heads, from -1 to 1.
+            Training raises it from 0.01 to 0.1; a saved model keeps its value. A negative lambda adds the noise heads,
+            and -1 gives all heads the same weight; training leaves it as it is.
+        output_step (`float`, defaults to 1.0): step size of the ascent, as a factor on the published
+            `1 / sqrt(num_attention_heads * dictionary_expansion)`.
+        rotary_values (`bool`, defaults to `False`): rotate values like keys, and the heads' outputs back. The update
+            is then a gradient step on the rate of the rotated codes, which the scores compare.
+        query_gain (`bool`, defaults to `False`): multiply the queries by one learned complex number per head and
+            rotary plane, 1 at the start.
+        output_gain (`bool`, defaults to `False`): the same for the heads' outputs: a turn in the space of codes.
+        key_shift (`bool`, defaults to `False`): mix into each key the code of the previous token, `s h_t + (1 - s)
+            h_(t-1)`, with one learned s per head, 1/2 at the start.
         learned_position_embeddings (`bool`, defaults to `False`): add a learned table of absolute positions to the
             token embeddings, as the published code does. Off by default, because it confounds the effect of RoPE.
         max_position_embeddings (`int`, defaults to 512): training context, and the length of the learned table.
@@ -84,8 +94,13 @@ class PrismConfig(CheckedConfig, PreTrainedConfig):
     signal_rope_theta: float | int = positive(default=10000 * math.pi)
     noise_rope_theta: float | int = positive(default=10000 / math.pi)
     noise_coefficient: float | int = checked(
-        lambda value: 0 <= value <= 1, "must be a number from 0 to 1 (published: 0.01 to 0.1)", default=0.1
+        lambda value: -1 <= value <= 1, "must be a number from -1 to 1 (published: 0.01 to 0.1)", default=0.1
     )
+    output_step: float | int = positive(default=1.0)
+    rotary_values: bool = False
+    query_gain: bool = False
+    output_gain: bool = False
+    key_shift: bool = False
     learned_position_embeddings: bool = False
     max_position_embeddings: int = at_least(1, default=512)
     hidden_act: str = activation(default="gelu")
@@ -100,12 +115,22 @@ class PrismConfig(CheckedConfig, PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs):
+        # A property, below.
+        kwargs.pop("layer_types", None)
         if self.num_signal_heads is None:
             self.num_signal_heads = self.num_attention_heads // 2
         # `validate_architecture` reports an impossible head count, with the remedy.
         if self.head_dim is None and self.num_signal_heads > 0:
             self.head_dim = self.dictionary_expansion * self.hidden_size // self.num_signal_heads
         super().__post_init__(**kwargs)
+
+    @property
+    def layer_types(self) -> list[str]:
+        """What a cache holds for each layer: keys and values and, with `key_shift`, the previous token's codes."""
+        return ["momentum" if self.key_shift else "full_attention"] * self.num_hidden_layers
+
+    def validate_layer_type(self):
+        """Accepts "momentum", which transformers does not list."""
 
     def validate_architecture(self):
         """Checks how the fields fit together. Raises `ValueError`."""

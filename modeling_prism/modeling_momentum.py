@@ -4,7 +4,6 @@ Identical to Llama, parameter names included, except:
   - with p_t = x_t - x_(t-1), queries and keys become x_t + gamma * p_t after (option: before) the rotary embedding;
     values stay. p = 0 at the first token of a document, and where gamma = 0 the layer is Llama's;
   - x_(t-1) of a chunk's first token is kept beside the keys and values, in a cache layer of its own;
-  - packed documents are told apart in evaluation too: Llama does so only where no cache is made.
 
 Shapes: B batch, S new tokens, T tokens attended to, H num_attention_heads, K num_key_value_heads, D head_dim,
 N heads that are sheared together (H + K, H or K), C = N * D.
@@ -16,13 +15,11 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
     LlamaMLP,
-    LlamaModel,
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
     eager_attention_forward,
@@ -33,7 +30,7 @@ from transformers.utils import TransformersKwargs
 
 from .configuration_momentum import MomentumConfig
 from .modeling_common import CommonForCausalLM, CommonForSequenceClassification, CommonPreTrainedModel
-from .state_momentum import MomentumGeneration, check_cache, keep_state, pair_with_previous
+from .state_momentum import PreviousTokenGeneration, PreviousTokenModel, keep_state, pair_with_previous
 
 
 class MomentumAttention(LlamaAttention):
@@ -142,20 +139,15 @@ class MomentumDecoderLayer(LlamaDecoderLayer):
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
-class MomentumPreTrainedModel(MomentumGeneration, CommonPreTrainedModel):
+class MomentumPreTrainedModel(PreviousTokenGeneration, CommonPreTrainedModel):
     config: MomentumConfig
     config_class = MomentumConfig
     _no_split_modules = ["MomentumDecoderLayer"]
     _can_record_outputs = {"hidden_states": MomentumDecoderLayer, "attentions": MomentumAttention}
 
 
-class MomentumModel(MomentumPreTrainedModel, LlamaModel):
-    """
-    The decoder without a head; `forward` is that of `LlamaModel`.
-
-    Raises:
-        ValueError: the cache does not hold the previous token's queries and keys.
-    """
+class MomentumModel(MomentumPreTrainedModel, PreviousTokenModel):
+    """The decoder without a head; `forward` is that of `PreviousTokenModel`."""
 
     _auto_class = "AutoModel"
 
@@ -177,39 +169,6 @@ class MomentumModel(MomentumPreTrainedModel, LlamaModel):
 
         self.post_init()
         config.attach(self)
-
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None = None,
-        position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        use_cache: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPast:
-        inputs_embeds = self.embed(input_ids, inputs_embeds)
-        if past_key_values is not None:
-            check_cache(self.config, past_key_values, inputs_embeds.shape[0])
-        if position_ids is None and kwargs.get("cu_seq_lens_q") is not None:
-            raise ValueError("`cu_seq_lens_q` does not tell Momentum where documents begin: pass `position_ids` too.")
-
-        # Before Llama makes a cache: with one, it does not tell packed documents apart.
-        masks = attention_mask
-        if not isinstance(masks, dict):
-            masks = self.create_masks_for_generate(
-                self.config, inputs_embeds, attention_mask, past_key_values, position_ids
-            )
-        return super().forward(
-            attention_mask=masks["full_attention"],
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            has_previous=masks["has_previous"],
-            last_real=masks["last_real"],
-            **kwargs,
-        )
 
 
 class MomentumForCausalLM(MomentumPreTrainedModel, CommonForCausalLM):

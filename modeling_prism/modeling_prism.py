@@ -3,7 +3,8 @@
 Identical to GPT-NeoX (pre-norm LayerNorm, GELU MLP, full rotary positions, sequential residual) except:
   - one dictionary U replaces the query, key, value and output matrices: q = k = RoPE(U z), v = U z, out = U^T y;
   - heads come in two banks with RoPE bases of their own; noise heads are subtracted, weighted by lambda;
-  - no biases; the MLP's output is initialised with a standard deviation smaller by sqrt(2 * layers).
+  - no biases; the MLP's output is initialised with a standard deviation smaller by sqrt(2 * layers);
+  - options, off by default and ours: a step size, rotary values, a gain on the queries, keys that mix two tokens.
 
 Shapes: B batch, S new tokens, T tokens attended to, d hidden_size, H num_attention_heads (signal heads first),
 D head_dim, M = H * D rows of the dictionary.
@@ -17,12 +18,10 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.gpt_neox.modeling_gpt_neox import eager_attention_forward
-from transformers.models.llama.modeling_llama import LlamaModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
@@ -32,8 +31,9 @@ from .modeling_common import (
     CommonForSequenceClassification,
     CommonPreTrainedModel,
     learned_positions,
-    read_mask,
 )
+from .rotary_prism import PrismRotaryEmbedding, apply_rotary_pos_emb, multiply_planes
+from .state_momentum import PreviousTokenGeneration, PreviousTokenModel, keep_state, pair_with_previous
 
 
 class PrismDictionary(nn.Module):
@@ -52,43 +52,6 @@ class PrismDictionary(nn.Module):
         return torch.matmul(states, self.weight if transposed else self.weight.t())
 
 
-class PrismRotaryEmbedding(nn.Module):
-    """
-    Angles of pi-RoPE: head h turns by `position * theta_h ** (-2 j / D)` in plane j, with one base per bank.
-
-    Every call computes the angles in fp32 from the config: `model.bfloat16()` would round a stored buffer, and in bf16
-    512 positions collapse to 385.
-    """
-
-    def __init__(self, config: PrismConfig):
-        super().__init__()
-        self.head_dim = config.head_dim
-        num_noise_heads = config.num_attention_heads - config.num_signal_heads
-        self.thetas = [config.signal_rope_theta, config.noise_rope_theta]
-        self.heads_per_bank = [config.num_signal_heads, num_noise_heads]
-
-    @torch.no_grad()
-    def forward(self, hidden_states: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines of shape (B or 1, H, S, D / 2), in the dtype of `hidden_states`."""
-        exponents = torch.arange(0, self.head_dim, 2, device=position_ids.device, dtype=torch.float) / self.head_dim
-        inv_freq = torch.stack([theta**-exponents for theta in self.thetas])  # (2, D / 2)
-        angles = position_ids[:, None, :, None].float() * inv_freq[:, None, :]
-        cos, sin = angles.cos().to(hidden_states.dtype), angles.sin().to(hidden_states.dtype)
-        return self._bank_to_heads(cos), self._bank_to_heads(sin)
-
-    def _bank_to_heads(self, table: torch.Tensor) -> torch.Tensor:
-        banks = zip(table.split(1, dim=1), self.heads_per_bank)
-        return torch.cat([bank.expand(-1, num_heads, -1, -1) for bank, num_heads in banks], dim=1)
-
-
-def apply_rotary_pos_emb(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates `states` (B, H, S, D) in the planes (j, j + D / 2) by the angles of `cos` and `sin` (B, H, S, D / 2)."""
-    # `unbind` makes no zero-filled gradients, `addcmul` saves a pass per half: 5 % of a training step on a CPU.
-    first, second = states.unflatten(-1, (2, -1)).unbind(-2)
-    rotated = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
-    return torch.cat(rotated, dim=-1)
-
-
 class PrismAttention(nn.Module):
     """One denoising step: `U^T concat(+ signal heads, - lambda * noise heads) / sqrt(H * R)` (specialised MSSA)."""
 
@@ -99,7 +62,7 @@ class PrismAttention(nn.Module):
         self.head_dim = config.head_dim
         self.num_signal_heads = config.num_signal_heads
         self.scaling = self.head_dim**-0.5
-        self.output_scaling = (config.num_attention_heads * config.dictionary_expansion) ** -0.5
+        self.output_scaling = config.output_step * (config.num_attention_heads * config.dictionary_expansion) ** -0.5
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
 
@@ -108,11 +71,29 @@ class PrismAttention(nn.Module):
         # recompile. It is not saved: the config holds lambda.
         self.head_gain = nn.Buffer(torch.ones(config.num_attention_heads), persistent=False)
         self.set_noise_coefficient(config.noise_coefficient)
+        # What is learned is the distance from the start, and called a bias: biases do not decay.
+        for name in ("query_gain", "output_gain"):
+            if getattr(config, name):
+                gain = nn.Parameter(torch.zeros(2, config.num_attention_heads, self.head_dim // 2))
+                self.register_parameter(f"{name}_bias", gain)
+        if config.key_shift:
+            self.key_shift_bias = nn.Parameter(torch.zeros(config.num_attention_heads))
 
     @torch.no_grad()
     def set_noise_coefficient(self, value: float):
         self.head_gain[: self.num_signal_heads].fill_(1.0)
         self.head_gain[self.num_signal_heads :].fill_(-value)
+
+    def mix_with_previous(self, codes: torch.Tensor, past_key_values: Cache | None, *masks) -> torch.Tensor:
+        """`s h_t + (1 - s) h_(t-1)` of codes (B, S, M), one s per head; `masks` as in `find_previous_tokens`."""
+        state = None if past_key_values is None else past_key_values.get_conv_state(self.layer_idx)
+        ((codes, previous),), kept = pair_with_previous([codes], state, *masks)
+        share = self.key_shift_bias.sigmoid().repeat_interleave(self.head_dim).to(codes.dtype)
+        mixed = torch.lerp(previous, codes, share)
+        if past_key_values is not None:
+            # Last: it may overwrite the memory that holds the previous token.
+            keep_state(past_key_values, self.layer_idx, kept)
+        return mixed
 
     def forward(
         self,
@@ -120,18 +101,33 @@ class PrismAttention(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        has_previous: torch.Tensor | None = None,
+        last_real: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        input_shape = hidden_states.shape[:-1]
+        config, input_shape = self.config, hidden_states.shape[:-1]
+        hidden_shape = (*input_shape, -1, self.head_dim)
 
-        value_states = self.dictionary(hidden_states).view(*input_shape, -1, self.head_dim).transpose(1, 2)
+        codes = self.dictionary(hidden_states)
+        value_states = codes.view(hidden_shape).transpose(1, 2)
         query_states = key_states = apply_rotary_pos_emb(value_states, *position_embeddings)
+        if config.rotary_values:
+            value_states = key_states
+        if config.query_gain:
+            query_states = multiply_planes(query_states, self.query_gain_bias)
+        if config.key_shift:
+            mixed = self.mix_with_previous(codes, past_key_values, has_previous, last_real)
+            key_states = apply_rotary_pos_emb(mixed.view(hidden_shape).transpose(1, 2), *position_embeddings)
 
-        if past_key_values is not None:
+        if past_key_values is not None and key_states is value_states:
+            # One tensor is both: the cache keeps it once.
+            key_states, _ = past_key_values.update(key_states, key_states[..., :0], self.layer_idx)
+            value_states = key_states
+        elif past_key_values is not None:
             key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+            config._attn_implementation, eager_attention_forward
         )
         attn_output, attn_weights = attention_interface(
             self,
@@ -144,6 +140,13 @@ class PrismAttention(nn.Module):
             **kwargs,
         )
 
+        attn_output = attn_output.transpose(1, 2)
+        if config.rotary_values:
+            cos, sin = position_embeddings
+            attn_output = apply_rotary_pos_emb(attn_output, cos, -sin)
+        if config.output_gain:
+            attn_output = multiply_planes(attn_output, self.output_gain_bias)
+        attn_output = attn_output.transpose(1, 2)
         attn_output = (attn_output * self.head_gain[:, None]).reshape(*input_shape, -1)
         attn_output = self.dictionary(attn_output, transposed=True) * self.output_scaling
         return attn_output, attn_weights
@@ -178,7 +181,7 @@ class PrismDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.dropout(mlp_output)
 
 
-class PrismPreTrainedModel(CommonPreTrainedModel):
+class PrismPreTrainedModel(PreviousTokenGeneration, CommonPreTrainedModel):
     config: PrismConfig
     config_class = PrismConfig
     _no_split_modules = ["PrismDecoderLayer"]
@@ -194,6 +197,8 @@ class PrismPreTrainedModel(CommonPreTrainedModel):
         elif isinstance(module, PrismAttention):
             # `from_pretrained` leaves garbage in buffers that are not saved.
             module.set_noise_coefficient(self.config.noise_coefficient)
+            for bias in module.parameters(recurse=False):
+                init.zeros_(bias)
         elif hasattr(module, "initializer_std"):
             init.normal_(module.weight, mean=0.0, std=module.initializer_std)
 
@@ -202,7 +207,7 @@ class PrismPreTrainedModel(CommonPreTrainedModel):
         Sets lambda, the weight of the subtracted noise heads, in every layer and in the config.
 
         Args:
-            value (`float`): the new lambda, from 0 to 1 (published: from 0.01 to 0.1 over a run).
+            value (`float`): the new lambda, from -1 to 1 (published: from 0.01 to 0.1 over a run).
 
         The config holds lambda: `save_pretrained` saves it, a bare `state_dict` does not. Assigning
         `config.noise_coefficient` does the same as this.
@@ -216,12 +221,9 @@ class PrismPreTrainedModel(CommonPreTrainedModel):
                 module.set_noise_coefficient(value)
 
 
-class PrismModel(PrismPreTrainedModel, LlamaModel):
+class PrismModel(PrismPreTrainedModel, PreviousTokenModel):
     """
-    The decoder without a head; `forward` is that of `LlamaModel`, with learned positions and dropout in front.
-
-    It tells packed documents (position ids that restart at 0) apart in evaluation too: Llama does so only where no
-    cache is made.
+    The decoder without a head; `forward` is that of `PreviousTokenModel`, with learned positions and dropout in front.
 
     Raises:
         ValueError: a position lies beyond the learned table.
@@ -257,22 +259,17 @@ class PrismModel(PrismPreTrainedModel, LlamaModel):
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         inputs_embeds = self.embed(input_ids, inputs_embeds)
-        attention_mask = read_mask(attention_mask, inputs_embeds, past_key_values)
-        # Before Llama makes a cache: with one, it does not tell packed documents apart.
-        causal_mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
         if self.config.learned_position_embeddings:
-            position_ids = learned_positions(self.config, position_ids, inputs_embeds, past_key_values)
-            inputs_embeds = inputs_embeds + self.embed_positions(position_ids)
+            positions = learned_positions(self.config, position_ids, inputs_embeds, past_key_values)
+            inputs_embeds = inputs_embeds + self.embed_positions(positions)
         return super().forward(
-            attention_mask=causal_mask,
+            attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=self.dropout(inputs_embeds),
-            use_cache=use_cache,
             **kwargs,
         )
 

@@ -60,63 +60,72 @@ def logits_of_documents(document_logits, model_or_state_dict, config, input_ids:
 # arXiv 2601.15540. z is the normalised residual stream, U the dictionary, lambda the weight of the noise heads.
 
 
-def prism_head(h: Tensor, theta: float, position_ids: list[int]) -> Tensor:
+def multiply_planes(x: Tensor, bias: Tensor) -> Tensor:
+    """Multiplies plane (j, j + D / 2) of one vector (D,) by a complex number, 1 + a bias; `bias` is (2, D / 2)."""
+    (first, second), (real, imaginary) = x.chunk(2), (1 + bias[0], bias[1])
+    return torch.cat((first * real - second * imaginary, second * real + first * imaginary))
+
+
+def prism_head(h: Tensor, theta: float, position_ids: list[int], config, weights: dict[str, Tensor]) -> Tensor:
     """
     One head (arXiv 2601.15540, the attention operator): q = k = RoPE(h), v = h, causal softmax at 1 / sqrt(D).
+
+    Ours, where `config` says so: values are rotated and the output is rotated back; the planes of queries and outputs
+    are multiplied by complex numbers, 1 + a bias (2, D / 2); keys mix two tokens, k_t = RoPE(s h_t + (1 - s) h_(t-1)),
+    s = sigmoid(bias), h_(-1) = h_0. `weights` are the biases of this head.
 
     Maps (S, D) to (S, D). Every head has its own softmax: banks are subtracted as outputs.
     """
     S, D = h.shape
-    q = [rope(h[t], position_ids[t], theta) for t in range(S)]
+    rotated = [rope(h[t], position_ids[t], theta) for t in range(S)]
+    q, k, v = rotated, rotated, rotated if config.rotary_values else h
+    if config.query_gain:
+        q = [multiply_planes(q[t], weights["query_gain_bias"]) for t in range(S)]
+    if config.key_shift:
+        share = weights["key_shift_bias"].sigmoid()
+        k = [rope(share * h[t] + (1 - share) * h[max(t - 1, 0)], position_ids[t], theta) for t in range(S)]
     y = []
     for t in range(S):
-        scores = torch.stack([q[t] @ q[s] for s in range(t + 1)]) / D**0.5
+        scores = torch.stack([q[t] @ k[s] for s in range(t + 1)]) / D**0.5
         a = scores.softmax(0)
-        y.append(sum(a[s] * h[s] for s in range(t + 1)))
+        y.append(sum(a[s] * v[s] for s in range(t + 1)))
+        if config.rotary_values:
+            y[t] = rope(y[t], -position_ids[t], theta)
+        if config.output_gain:
+            y[t] = multiply_planes(y[t], weights["output_gain_bias"])
     return torch.stack(y)
 
 
-def prism_attention(
-    z: Tensor,
-    dictionary: Tensor,
-    num_signal_heads: int,
-    num_heads: int,
-    thetas: tuple[float, float],
-    lam: float,
-    expansion: int,
-    position_ids: list[int],
-) -> Tensor:
+def prism_attention(z: Tensor, weights: dict[str, Tensor], config, position_ids: list[int]) -> Tensor:
     """
     One Prism attention over one document (arXiv 2601.15540, signal-noise decomposition with one dictionary U):
 
         h = U z,    y = concat(head_1, ..., head_Hs, -lambda head_Hs+1, ..., -lambda head_H),
-        out = U^T y / sqrt(H R)
+        out = eta U^T y / sqrt(H R)
 
-    where H counts all heads (the paper writes 2H, with H in each bank).
+    where H counts all heads (the paper writes 2H, with H in each bank) and eta is 1 as published.
 
     Args:
         z: layer-normed residual stream (S, d).
-        dictionary: U (M, d), with M = num_heads * D; the rows of head i are i * D to (i + 1) * D.
-        num_signal_heads: heads before this index are signal heads, the others noise heads.
-        num_heads: number of all heads.
-        thetas: RoPE bases of the signal and of the noise heads.
-        lam: lambda.
-        expansion: dictionary expansion R.
+        weights: by their names within the attention; `dictionary.weight` is U (M, d), with M = H D, and the rows of
+            head i are i * D to (i + 1) * D.
+        config: its `num_signal_heads` first heads are signal heads, the others noise heads.
         position_ids: position of each token.
 
     Returns:
         the update of the residual stream (S, d).
     """
-    U = dictionary
-    D = U.shape[0] // num_heads
+    U, H = weights["dictionary.weight"], config.num_attention_heads
+    D = U.shape[0] // H
     y = []
-    for i in range(num_heads):
-        h = z @ U[i * D : (i + 1) * D].T
-        if i < num_signal_heads:
-            y.append(prism_head(h, thetas[0], position_ids))
-        else:
-            y.append(-lam * prism_head(h, thetas[1], position_ids))
-    return torch.cat(y, dim=-1) @ U / (num_heads * expansion) ** 0.5
+    for i in range(H):
+        is_signal = i < config.num_signal_heads
+        theta = config.signal_rope_theta if is_signal else config.noise_rope_theta
+        own = {name: bias[..., i, :] for name, bias in weights.items() if name.endswith("gain_bias")}
+        own |= {name: bias[i] for name, bias in weights.items() if name == "key_shift_bias"}
+        head = prism_head(z @ U[i * D : (i + 1) * D].T, theta, position_ids, config, own)
+        y.append(head if is_signal else -config.noise_coefficient * head)
+    return config.output_step * torch.cat(y, dim=-1) @ U / (H * config.dictionary_expansion) ** 0.5
 
 
 def prism_document(weights: dict[str, Tensor], config, input_ids: list[int], position_ids: list[int]) -> Tensor:
@@ -135,12 +144,8 @@ def prism_document(weights: dict[str, Tensor], config, input_ids: list[int], pos
         block = f"model.layers.{layer}."
         z = z + prism_attention(
             layer_norm(z, weights[block + "input_layernorm.weight"], eps),
-            weights[block + "self_attn.dictionary.weight"],
-            config.num_signal_heads,
-            config.num_attention_heads,
-            (config.signal_rope_theta, config.noise_rope_theta),
-            config.noise_coefficient,
-            config.dictionary_expansion,
+            {name.removeprefix(f"{block}self_attn."): weight for name, weight in weights.items()},
+            config,
             position_ids,
         )
         up = (

@@ -1,10 +1,11 @@
-"""Momentum's bookkeeping: which token comes before each, and what a cache keeps of it.
+"""Which token comes before each, and what a cache keeps of it: for Momentum's shear and Prism's key shift.
 
-Shapes: B batch, S new tokens, T tokens attended to, C width of a sheared stream (heads * head_dim).
+Shapes: B batch, S new tokens, T tokens attended to, C width of a stream that needs it (heads * head_dim).
 """
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.cache_utils import (
     Cache,
     DynamicLayer,
@@ -12,9 +13,12 @@ from transformers.cache_utils import (
     LinearAttentionAndStaticFullAttentionLayer,
 )
 from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.models.llama.modeling_llama import LlamaModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 from transformers.utils.import_utils import is_tracing
 
-from .configuration_momentum import MomentumConfig
 from .modeling_common import ReplacedStates, read_mask
 
 
@@ -151,12 +155,14 @@ def find_previous_tokens(
     return {"has_previous": has_previous, "last_real": last_real}
 
 
-def check_cache(config: MomentumConfig, past_key_values: Cache, batch_size: int):
-    """Raises `ValueError` for a cache from which the previous token's queries and keys cannot be read."""
+def check_cache(config: PreTrainedConfig, past_key_values: Cache, batch_size: int):
+    """Raises `ValueError` for a cache from which the previous token's state cannot be read."""
+    if "momentum" not in config.layer_types:
+        return
     remedy = "make it with `DynamicCache(config=model.config)` or `StaticCache(config=model.config, ...)`"
     layers = getattr(past_key_values, "layers", [])
     if getattr(past_key_values, "offloading", False):
-        raise ValueError(f"An offloaded cache loses the state of Momentum's shear: {remedy}, without offloading.")
+        raise ValueError(f"An offloaded cache loses the previous token's state: {remedy}, without offloading.")
     for layer_idx, layer_type in enumerate(config.layer_types):
         if layer_type != "momentum":
             continue
@@ -165,13 +171,13 @@ def check_cache(config: MomentumConfig, past_key_values: Cache, batch_size: int)
         if getattr(layer, "_layer_type", None) != "momentum":
             raise ValueError(
                 f"`past_key_values` ({type(past_key_values).__name__}, layer {layer_idx}: {layer}) has no place "
-                f"for the previous token's queries and keys, which Momentum's shear needs: {remedy}."
+                f"for the state of the previous token, which a {config.model_type} model needs: {remedy}."
             )
         state = layer.conv_states[0] if layer.has_previous_state[0] else None
         if state is None or state.shape[-1] == 0:
             if not is_tracing() and layer.get_seq_length() > 0:
                 raise ValueError(
-                    f"`past_key_values` holds keys but not the state of Momentum's shear (layer {layer_idx}): another "
+                    f"`past_key_values` holds keys but not the previous token's state (layer {layer_idx}): another "
                     "model filled it, or it was cropped to before it began recording. Start with a new cache: "
                     f"{remedy}."
                 )
@@ -182,12 +188,57 @@ def check_cache(config: MomentumConfig, past_key_values: Cache, batch_size: int)
             )
 
 
-class MomentumGeneration:
+class PreviousTokenModel(LlamaModel):
+    """
+    `LlamaModel` whose layers are told which token comes before each, if a layer of the cache is a "momentum" layer.
+
+    It tells packed documents (position ids that restart at 0) apart in evaluation too: Llama does so only where no
+    cache is made.
+
+    Raises:
+        ValueError: the cache does not hold the previous token's state.
+    """
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        inputs_embeds = self.embed(input_ids, inputs_embeds)
+        if past_key_values is not None:
+            check_cache(self.config, past_key_values, inputs_embeds.shape[0])
+        if "momentum" in self.config.layer_types and position_ids is None and kwargs.get("cu_seq_lens_q") is not None:
+            raise ValueError("`cu_seq_lens_q` does not tell where documents begin: pass `position_ids` too.")
+
+        # Before Llama makes a cache: with one, it does not tell packed documents apart.
+        masks = attention_mask
+        if not isinstance(masks, dict):
+            masks = self.create_masks_for_generate(
+                self.config, inputs_embeds, attention_mask, past_key_values, position_ids
+            )
+        return super().forward(
+            attention_mask=masks["full_attention"],
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            has_previous=masks["has_previous"],
+            last_real=masks["last_real"],
+            **kwargs,
+        )
+
+
+class PreviousTokenGeneration:
     """What `generate` needs to know of the state. Goes before `PreTrainedModel` among the bases."""
 
     @staticmethod
     def create_masks_for_generate(
-        config: MomentumConfig,
+        config: PreTrainedConfig,
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
@@ -197,6 +248,8 @@ class MomentumGeneration:
         """What all layers share. `generate` makes it outside the compiled forward pass and passes it as the mask."""
         attention_mask = read_mask(attention_mask, inputs_embeds, past_key_values)
         causal_mask = create_causal_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids)
+        if "momentum" not in config.layer_types:
+            return {"full_attention": causal_mask, "has_previous": None, "last_real": None}
         return {
             "full_attention": causal_mask,
             **find_previous_tokens(attention_mask, position_ids, past_key_values, inputs_embeds),
@@ -206,6 +259,6 @@ class MomentumGeneration:
         if "momentum" in self.config.layer_types:
             raise ValueError(
                 "Continuous batching (`generate_batch`) pages keys and values alone and would lose the state of "
-                "Momentum's shear: call `generate` with a padded batch."
+                "the previous token: call `generate` with a padded batch."
             )
         return super().init_continuous_batching(*args, **kwargs)

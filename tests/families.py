@@ -66,8 +66,16 @@ FAMILIES = {
             "uneven": {"num_attention_heads": 6, "num_signal_heads": 4},
             "learned_positions": {"learned_position_embeddings": True},
             "expansion_1": {"dictionary_expansion": 1},
+            # One tensor is key and value.
+            "rotary_values": {"rotary_values": True, "output_step": 0.5},
+            "stepped": {
+                **{"output_step": 0.7, "rotary_values": True, "query_gain": True, "output_gain": True},
+                **{"key_shift": True, "noise_coefficient": -1.0},
+            },
         },
-        remote_files=(*SHARED_FILES, "configuration_prism.py", "modeling_prism.py"),
+        remote_files=(
+            *(*SHARED_FILES, "configuration_prism.py", "modeling_prism.py", "rotary_prism.py", "state_momentum.py"),
+        ),
     ),
     "momentum": Family(
         prefix="Momentum",
@@ -141,6 +149,8 @@ class Case:
             for name, parameter in model.named_parameters():
                 if "norm" in name:
                     parameter.uniform_(0.5, 1.5)
+                if name.endswith("_bias"):
+                    parameter.normal_(std=0.5)
                 for part, gain in self.family.gains(model.config).items():
                     parameter.mul_(gain if part in name else 1.0)
         return model.eval()
@@ -155,7 +165,11 @@ DEFAULT_CASES = [pytest.param(Case(name, "default"), id=name) for name in FAMILI
 UNIFORM_CASE = pytest.param(Case("spherical", "uniform"), id="spherical-uniform")
 ROUTING_CASES = [*DEFAULT_CASES, UNIFORM_CASE]
 # What they keep of the past is more than keys and values, or something else.
-STATE_CASES = [pytest.param(Case("momentum", "default"), id="momentum"), UNIFORM_CASE]
+STATE_CASES = [
+    pytest.param(Case("momentum", "default"), id="momentum"),
+    pytest.param(Case("prism", "stepped"), id="prism-stepped"),
+    UNIFORM_CASE,
+]
 
 
 def random_ids(*shape: int, seed: int = 0) -> torch.Tensor:

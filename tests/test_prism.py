@@ -8,7 +8,18 @@ import sys
 
 import pytest
 import torch
-from families import CASES, COMMON, TOLERANCE, Case, assert_near, leaves, logits_error, loss_of, random_ids
+from families import (
+    CASES,
+    COMMON,
+    TOLERANCE,
+    VISIBLE,
+    Case,
+    assert_near,
+    leaves,
+    logits_error,
+    loss_of,
+    random_ids,
+)
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from modeling_prism import PrismConfig, PrismForCausalLM, PrismForSequenceClassification, PrismModel, reference
@@ -35,7 +46,7 @@ def test_logits_and_gradients_equal_the_reference(case, attn_implementation):
 
     assert_near(logits, expected)
     for name, parameter in model.named_parameters():
-        assert weights[name].grad.abs().max() > 1e-2, f"the test cannot see an error in {name}"
+        assert weights[name].grad.abs().max() > VISIBLE, f"the test cannot see an error in {name}"
         assert_near(parameter.grad, weights[name].grad, msg=name)
 
 
@@ -69,35 +80,36 @@ def test_one_attention_equals_the_reference_at_any_positions():
     rotary = model.model.rotary_emb(z, torch.tensor([positions]))
     mask = torch.ones(1, 1, 7, 7, dtype=torch.bool).tril()
     actual = attention(z[None], position_embeddings=rotary, attention_mask=mask)[0][0]
-    thetas = config.signal_rope_theta, config.noise_rope_theta
-    expected = reference.prism_attention(z, attention.dictionary.weight, 4, 6, thetas, 0.4, 2, positions)
+    expected = reference.prism_attention(z, dict(attention.named_parameters()), config, positions)
     assert_near(actual, expected)
 
 
-def rotated_values(h, theta, position_ids):
+def rotated_values(h, theta, position_ids, *_):
     rotated = torch.stack([reference.rope(h[t], position_ids[t], theta) for t in range(len(h))])
     a = causal_map(h, theta, position_ids)
     return a @ rotated
 
 
-def causal_map(h, theta, position_ids):
+def causal_map(h, theta, position_ids, *_):
     rotated = torch.stack([reference.rope(h[t], position_ids[t], theta) for t in range(len(h))])
     scores = rotated @ rotated.T / h.shape[1] ** 0.5
     return scores.masked_fill(torch.ones_like(scores).triu(1) > 0, -math.inf).softmax(-1)
 
 
-def subtracted_maps(z, dictionary, num_signal_heads, num_heads, thetas, lam, expansion, position_ids):
+def subtracted_maps(z, weights, config, position_ids):
     """DiffLlama's reading: the map of a noise head is subtracted from that of its signal head, values are shared."""
+    dictionary, num_heads = weights["dictionary.weight"], config.num_attention_heads
+    thetas, num_signal_heads = (config.signal_rope_theta, config.noise_rope_theta), config.num_signal_heads
     h = (z @ dictionary.T).view(len(z), num_heads, -1)
     y = torch.zeros_like(h)
     for i in range(num_signal_heads):
         j = num_signal_heads + i
         signal, noise = (causal_map(h[:, k], theta, position_ids) for k, theta in zip((i, j), thetas))
-        y[:, i] = (signal - lam * noise) @ h[:, i]
-    return y.flatten(1) @ dictionary / (num_heads * expansion) ** 0.5
+        y[:, i] = (signal - config.noise_coefficient * noise) @ h[:, i]
+    return y.flatten(1) @ dictionary / (num_heads * config.dictionary_expansion) ** 0.5
 
 
-def non_causal(h, theta, position_ids):
+def non_causal(h, theta, position_ids, *_):
     rotated = torch.stack([reference.rope(h[t], position_ids[t], theta) for t in range(len(h))])
     return (rotated @ rotated.T / h.shape[1] ** 0.5).softmax(-1) @ h
 
@@ -122,9 +134,27 @@ def test_negative_control_a_wrong_reference_does_not_match(monkeypatch, name, wr
     assert logits_error(model) > 100 * TOLERANCE
 
 
+STEPPED = Case("prism", "stepped")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rotary_values": False}, {"output_step": 1.0}, {"noise_coefficient": 1.0}, {"key_shift": False}]
+    + [{"query_gain": False}, {"output_gain": False}],
+    ids=lambda change: next(iter(change)),
+)
+def test_negative_control_a_reference_without_one_option_does_not_match(change):
+    model, ids = STEPPED.model(), random_ids(2, 11)
+    with torch.no_grad():
+        logits = model(ids).logits
+        assert (logits - reference.prism_logits(model, STEPPED.config(), ids)).abs().max() < TOLERANCE
+        other = reference.prism_logits(model, STEPPED.config(**change), ids)
+    assert (logits - other).abs().max() > 100 * TOLERANCE
+
+
 def test_negative_control_the_vectorised_map_is_the_head_apart_from_the_mistake(monkeypatch):
     """So that the controls above differ from the reference by their mistake alone."""
-    monkeypatch.setattr(reference, "prism_head", lambda h, theta, p: causal_map(h, theta, p) @ h)
+    monkeypatch.setattr(reference, "prism_head", lambda h, *rest: causal_map(h, *rest) @ h)
     assert logits_error(DEFAULT.model()) < TOLERANCE
 
 
@@ -146,10 +176,12 @@ def test_parameter_names_and_shapes(case):
             f"model.layers.{layer}.mlp.up_proj.weight": (37, 32),
             f"model.layers.{layer}.mlp.down_proj.weight": (32, 37),
         }
+        if case.variant == "stepped":
+            for name in ("query", "output"):
+                expected[f"model.layers.{layer}.self_attn.{name}_gain_bias"] = (2, heads, config.head_dim // 2)
+            expected[f"model.layers.{layer}.self_attn.key_shift_bias"] = (heads,)
     assert {name: tuple(weight.shape) for name, weight in model.state_dict().items()} == expected
-    assert {"default": (8, 16), "uneven": (6, 16), "learned_positions": (8, 16), "expansion_1": (8, 8)}[
-        case.variant
-    ] == (heads, config.head_dim)
+    assert (heads, config.head_dim) == {"uneven": (6, 16), "expansion_1": (8, 8)}.get(case.variant, (8, 16))
 
 
 def test_equal_banks_hold_as_many_parameters_as_four_square_projections():
@@ -298,7 +330,7 @@ def test_assigning_the_noise_coefficient_takes_effect(tmp_path):
     assert_near(PrismForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.1, 5, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("value", [-1.1, 1.1, 5, math.nan, math.inf, -math.inf])
 def test_set_noise_coefficient_refuses(value):
     model = DEFAULT.model()
     with pytest.raises(ValueError, match="noise_coefficient"):
@@ -409,7 +441,7 @@ def test_autocast_leaves_the_angles_in_fp32():
         ({"max_position_embeddings": 0}, "`max_position_embeddings`"),
         ({"hidden_act": "rlu"}, "`hidden_act` must be .* such as gelu, relu, silu or tanh, got 'rlu'"),
         ({"layer_norm_eps": -1}, "`layer_norm_eps` must be a finite number above 0, got -1"),
-        ({"noise_coefficient": -0.1}, "`noise_coefficient`"),
+        ({"noise_coefficient": -1.1}, "`noise_coefficient`"),
         ({"noise_coefficient": math.nan}, "`noise_coefficient`"),
         ({"noise_coefficient": math.inf}, "`noise_coefficient`"),
         *[
@@ -433,7 +465,7 @@ def test_the_config_refuses(arguments, name):
     [
         ({"num_signal_heads": 2}, "`head_dim`"),
         ({"hidden_size": 64}, "`head_dim`"),
-        ({"noise_coefficient": -1.0}, "noise"),
+        ({"noise_coefficient": -2.0}, "noise"),
     ],
 )
 def test_the_model_refuses_what_an_override_of_a_saved_config_broke(tmp_path, override, name):

@@ -58,9 +58,9 @@ def naive(attention: PrismStepsAttention, z: torch.Tensor, angles: torch.Tensor)
         g = o = torch.ones(D // 2, dtype=torch.cdouble)
         if config.query_gain:
             g = 1 + torch.complex(*attention.query_gain_bias[:, head])
-        if config.output_gain == "free":
+        if config.output_gain:
             o = 1 + torch.complex(*attention.output_gain_bias[:, head])
-        elif config.output_gain == "conjugate":
+        elif config.conjugate_gain:
             o = g.conj()
         s = attention.key_shift_bias[head].sigmoid() if config.key_shift else 1.0
         read = head
@@ -76,11 +76,12 @@ def naive(attention: PrismStepsAttention, z: torch.Tensor, angles: torch.Tensor)
         for t in range(len(z)):
             scores = torch.stack([(turn[t] * g * q[t] * (turn[u] * k[u]).conj()).real.sum() for u in range(t + 1)])
             weights = (scores / D**0.5).softmax(0)
-            values = {"plain": h, "rotary": turn * h, "keys": turn * torch.stack(k)}[config.values]
+            values = turn * h if config.rotary_values else h
+            values = turn * torch.stack(k) if config.keys_as_values else values
             y = (weights[:, None] * values[: t + 1]).sum(0)
-            y = o * (y if config.values == "plain" else y * turn[t].conj())
+            y = o * (y if not (config.rotary_values or config.keys_as_values) else y * turn[t].conj())
             rows_out.append(torch.cat((y.real, y.imag)))
-        weight = 1.0 if config.head_weights == "plus" or head < config.num_signal_heads else -config.noise_coefficient
+        weight = 1.0 if head < config.num_signal_heads else -config.noise_coefficient
         if config.learned_step == "layer":
             weight = weight * (1 + attention.step_bias[0])
         elif config.learned_step != "none":
@@ -99,18 +100,19 @@ def test_every_arm_equals_its_equations(arm):
     torch.testing.assert_close(out[0], naive(attention, z[0], torch.atan2(sin, cos)[0]))
 
 
-def test_the_defaults_are_the_published_prism():
-    steps = PrismStepsForCausalLM(PrismStepsConfig(**SHAPE))
-    published = PrismForCausalLM(PrismConfig(**SHAPE))
-    published.load_state_dict(steps.state_dict())
+@pytest.mark.parametrize("arm", ["published", "step-0.2", "rotary-0.2", "all", "all-output-gain"])
+def test_what_the_model_offers_is_what_the_search_found(arm):
+    steps = build(**ARMS[arm].fields)
+    model = PrismForCausalLM(PrismConfig(**{**SHAPE, **ARMS[arm].fields})).double()
+    model.load_state_dict(steps.state_dict())
     ids = torch.randint(99, (2, 9))
-    assert torch.equal(steps(ids).logits, published(ids).logits)
+    torch.testing.assert_close(steps(ids).logits, model(ids).logits)
 
 
 @pytest.mark.parametrize("subspace", ["own", "next"])
-@pytest.mark.parametrize("values, output_gain, exact", [("keys", "conjugate", True), ("plain", "none", False)])
-def test_the_exact_step_is_the_gradient_of_its_energy(values, output_gain, exact, subspace):
-    fields = {"query_gain": True, "key_shift": True, "values": values, "output_gain": output_gain}
+@pytest.mark.parametrize("as_values, conjugate, exact", [(True, True, True), (False, False, False)])
+def test_the_exact_step_is_the_gradient_of_its_energy(as_values, conjugate, exact, subspace):
+    fields = {"query_gain": True, "key_shift": True, "keys_as_values": as_values, "conjugate_gain": conjugate}
     fields["key_subspace"] = subspace
     attention, z, (cos, sin) = attention_and_codes(**fields)
     out, _ = attention(z, (cos, sin), causal_mask(z.shape[1]))

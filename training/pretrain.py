@@ -180,8 +180,9 @@ def make_callbacks(
     """Makes the callback for lambda, if the model has one, and the one for the story, if it can tell one."""
     callbacks = []
     if hasattr(model, "set_noise_coefficient"):
-        # A fine-tuned model keeps its lambda by default.
-        own = model.config.noise_coefficient if model_arguments.init_from else None
+        # A fine-tuned model keeps its lambda by default, and so does one that adds its noise heads.
+        own = model.config.noise_coefficient
+        own = own if model_arguments.init_from or own < 0 else None
         defaults = (NOISE_COEFFICIENT_START, NOISE_COEFFICIENT_END) if own is None else (own, own)
         given = (training_arguments.noise_coefficient_start, training_arguments.noise_coefficient_end)
         schedule = (default if value is None else value for value, default in zip(given, defaults))

@@ -41,10 +41,11 @@ def step(eta: float, **fields) -> dict:
     return {"output_step": eta, **fields}
 
 
-BEST = {"values": "rotary", "query_gain": True, "key_shift": True, "head_weights": "plus"}
-CROSSED = {"values": "keys", "key_subspace": "next"}
-CROSSED_VALUES = {"values": "rotary", "key_subspace": "next"}
-PARTS = {"query_gain": True, "output_gain": "conjugate", "key_shift": True, "head_weights": "plus"}
+PLUS = {"noise_coefficient": -1.0}  # all heads at +1
+BEST = {"rotary_values": True, "query_gain": True, "key_shift": True, **PLUS}
+CROSSED = {"keys_as_values": True, "key_subspace": "next"}
+CROSSED_VALUES = {"rotary_values": True, "key_subspace": "next"}
+PARTS = {"query_gain": True, "conjugate_gain": True, "key_shift": True, **PLUS}
 
 
 def without(*names: str, **changed) -> dict:
@@ -55,35 +56,33 @@ ARMS = {
     "gpt-neox": Arm(CONTROL, preset="gpt-neox-tiny"),
     "published": Arm(PLAIN),
     "step-0.2": Arm(PLAIN, step(0.2)),
-    "rotary-0.2": Arm(ROTATED, step(0.2, values="rotary")),
+    "rotary-0.2": Arm(ROTATED, step(0.2, rotary_values=True)),
     "all": Arm(SIGNAL + "; metric and pairs as below", step(0.2, **BEST)),
     # The last row of the search taken apart, each part left out in turn
     "all-step-1": Arm(SIGNAL, {**BEST}),
-    "all-plain-values": Arm(SIGNAL, without("values")),
+    "all-plain-values": Arm(SIGNAL, without("rotary_values")),
     "all-no-query-gain": Arm(SIGNAL, without("query_gain")),
     "all-no-key-shift": Arm(SIGNAL, without("key_shift")),
-    "all-lambda": Arm(ROTATED, without("head_weights")),
-    "all-learned-weights": Arm(LEARNED, without("head_weights", learned_step="head")),
+    "all-lambda": Arm(ROTATED, without("noise_coefficient")),
+    "all-learned-weights": Arm(LEARNED, without("noise_coefficient", learned_step="head")),
     # Each part alone
     "key-shift": Arm(PAIRS, step(0.2, key_shift=True)),
     "query-gain": Arm(METRIC, step(0.2, query_gain=True)),
-    "output-gain": Arm("a rotation of U's codes before U^T: Hamiltonian in part", step(0.2, output_gain="free")),
-    "heads-plus": Arm(SIGNAL, step(0.2, head_weights="plus")),
+    "output-gain": Arm("a rotation of U's codes before U^T: Hamiltonian in part", step(0.2, output_gain=True)),
+    "heads-plus": Arm(SIGNAL, step(0.2, **PLUS)),
     # More of what helps
-    "all-one-tensor": Arm("J of the pairs' codes: keys and values are one", without("values", values="keys")),
-    "all-exact": Arm(EXACT, without("values", values="keys", output_gain="conjugate")),
-    "all-exact-lambda": Arm(EXACT, without("values", "head_weights", values="keys", output_gain="conjugate")),
+    "all-one-tensor": Arm("J of the pairs' codes: keys and values are one", without(keys_as_values=True)),
+    "all-exact": Arm(EXACT, without(keys_as_values=True, conjugate_gain=True)),
+    "all-exact-lambda": Arm(EXACT, without("noise_coefficient", keys_as_values=True, conjugate_gain=True)),
     # Keys and values from the next head's subspace: exact, and neither scores nor writing are symmetric
-    "cross": Arm(CROSS, step(0.2, **CROSSED, head_weights="plus")),
+    "cross": Arm(CROSS, step(0.2, **CROSSED, **PLUS)),
     "cross-lambda": Arm(CROSS, step(0.2, **CROSSED)),
-    "cross-shift": Arm(PAIRS_CROSSED, step(0.2, **CROSSED_VALUES, key_shift=True, head_weights="plus")),
-    "cross-shift-gain": Arm(
-        PAIRS_CROSSED, step(0.2, **CROSSED_VALUES, key_shift=True, query_gain=True, head_weights="plus")
-    ),
+    "cross-shift": Arm(PAIRS_CROSSED, step(0.2, **CROSSED_VALUES, key_shift=True, **PLUS)),
+    "cross-shift-gain": Arm(PAIRS_CROSSED, step(0.2, **CROSSED_VALUES, key_shift=True, query_gain=True, **PLUS)),
     "cross-all": Arm(CROSS + "; metric and pairs", step(0.2, **CROSSED, **PARTS)),
-    "cross-16-heads": Arm(CROSS, step(0.2, **CROSSED, head_weights="plus", num_attention_heads=16)),
-    "cross-published-step": Arm(CROSS, {**CROSSED, "head_weights": "plus"}),
-    "all-output-gain": Arm("none known: the output turns", without(output_gain="free")),
+    "cross-16-heads": Arm(CROSS, step(0.2, **CROSSED, **PLUS, num_attention_heads=16)),
+    "cross-published-step": Arm(CROSS, {**CROSSED, **PLUS}),
+    "all-output-gain": Arm("none known: the output turns", without(output_gain=True)),
     "all-code-steps": Arm(LEARNED + ", one per code", without(learned_step="code")),
     "all-16-heads": Arm(SIGNAL, without(num_attention_heads=16)),
     "all-R-1": Arm(SIGNAL, without(dictionary_expansion=1, intermediate_size=480)),
@@ -91,10 +90,10 @@ ARMS = {
     "step-0.5": Arm(PLAIN, step(0.5)),
     "step-0.1": Arm(PLAIN, step(0.1)),
     "step-0.05": Arm(PLAIN, step(0.05)),
-    "rotary-1": Arm(ROTATED, {"values": "rotary"}),
-    "rotary-0.5": Arm(ROTATED, step(0.5, values="rotary")),
-    "rotary-0.1": Arm(ROTATED, step(0.1, values="rotary")),
-    "rotary-0.05": Arm(ROTATED, step(0.05, values="rotary")),
+    "rotary-1": Arm(ROTATED, {"rotary_values": True}),
+    "rotary-0.5": Arm(ROTATED, step(0.5, rotary_values=True)),
+    "rotary-0.1": Arm(ROTATED, step(0.1, rotary_values=True)),
+    "rotary-0.05": Arm(ROTATED, step(0.05, rotary_values=True)),
     # Learned steps
     "layer-steps": Arm(PLAIN, step(0.2, learned_step="layer")),
     "head-steps": Arm(LEARNED, step(0.2, learned_step="head")),
@@ -103,8 +102,8 @@ ARMS = {
     "head-steps-from-1": Arm(LEARNED, {"learned_step": "head"}),
     "code-steps-from-1": Arm(LEARNED, {"learned_step": "code"}),
     # Pairs of parts
-    "rotary-key-shift": Arm(ROTATED + "; pairs in the scores", step(0.2, values="rotary", key_shift=True)),
-    "rotary-query-gain": Arm(ROTATED + "; metric", step(0.2, values="rotary", query_gain=True)),
+    "rotary-key-shift": Arm(ROTATED + "; pairs in the scores", step(0.2, rotary_values=True, key_shift=True)),
+    "rotary-query-gain": Arm(ROTATED + "; metric", step(0.2, rotary_values=True, query_gain=True)),
     "R-1": Arm(PLAIN, step(0.2, dictionary_expansion=1)),
     # Diagnostics
     "free-queries": Arm(NONE, step(0.2, free_queries=True)),

@@ -1,6 +1,6 @@
 """
-Prism with every part of its attention step in question: the step size, the weight of each head, what is rotated, and
-what queries, keys and outputs may learn. All fields at their defaults: the published Prism.
+Prism with every part of its attention step in question, beyond the options that the model itself has: what learns a
+step, which subspace keys come from, what the output may learn. All fields at their defaults: the published Prism.
 
 Shapes: B batch, S tokens, d hidden_size, H num_attention_heads, D head_dim.
 """
@@ -17,50 +17,34 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.gpt_neox.modeling_gpt_neox import eager_attention_forward
 
 from modeling_prism import PrismConfig, PrismForCausalLM
-from modeling_prism.modeling_prism import PrismAttention, PrismDictionary, apply_rotary_pos_emb
+from modeling_prism.modeling_prism import PrismAttention, PrismDictionary
+from modeling_prism.rotary_prism import apply_rotary_pos_emb, multiply_planes
 
 
 @strict
 class PrismStepsConfig(PrismConfig):
     """
     Args:
-        output_step: factor on the published output scale `1 / sqrt(H R)`: the step size eta.
         learned_step: what learns a step of its own: nothing, each layer, head or code.
-        head_weights: w_k of `sum_k w_k R_c(Z | U_k)`: "lambda" (signal 1, noise -lambda) or "plus" (all heads 1).
-        values: "plain" (the codes, as published), "rotary" (the rotated codes; the output is rotated back), or "keys"
-            (rotary values that are the keys themselves, shifted or not: one tensor).
+        keys_as_values: rotary values that are the keys themselves, shifted or not: one tensor.
         key_subspace: "own" (each head's keys are codes of its own subspace) or "next" (of the next head's subspace, in
             the same bank, the last head's of the first): no new parameter, and no symmetry between queries and keys.
-        key_shift: keys mix the codes of a token and of the one before it, `s h_t + (1 - s) h_(t-1)`, with one learned
-            s per head that starts at 1/2.
-        query_gain: one complex factor g per head and rotary plane, 1 at the start, on the query's codes.
-        output_gain: the same on the output: "none", "free", or "conjugate" (of the query's g, no new parameter: with
-            `values="keys"` the update is then the exact gradient of the log-sum-exp energy of the scores).
+        conjugate_gain: multiply the output by the conjugate of the query's gain, without a new parameter: with
+            `keys_as_values` the update is then the exact gradient of the log-sum-exp energy of the scores.
         free_queries, free_output: diagnostics: another matrix for queries, or in place of U^T.
     """
 
     model_type = "prism_steps"
     _auto_class: ClassVar[str | None] = None
 
-    output_step: float = 1.0
     learned_step: Literal["none", "layer", "head", "code"] = "none"
-    head_weights: Literal["lambda", "plus"] = "lambda"
-    values: Literal["plain", "rotary", "keys"] = "plain"
+    keys_as_values: bool = False
     key_subspace: Literal["own", "next"] = "own"
-    key_shift: bool = False
-    query_gain: bool = False
-    output_gain: Literal["none", "free", "conjugate"] = "none"
+    conjugate_gain: bool = False
     free_queries: bool = False
     free_output: bool = False
     # Nothing here keeps the previous token's codes between two calls.
     use_cache: bool = False
-
-
-def complex_gain(states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Multiplies plane j = (j, j + D / 2) of `states` (B, H, S, D) by `1 + bias`, complex; `bias` is (2, H, D / 2)."""
-    real, imaginary = 1 + bias[0].unsqueeze(-2), bias[1].unsqueeze(-2)
-    first, second = states.unflatten(-1, (2, -1)).unbind(-2)
-    return torch.cat((first * real - second * imaginary, second * real + first * imaginary), dim=-1)
 
 
 class PrismStepsAttention(PrismAttention):
@@ -69,16 +53,9 @@ class PrismStepsAttention(PrismAttention):
     def __init__(self, config: PrismStepsConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         num_heads, num_codes = config.num_attention_heads, config.num_attention_heads * self.head_dim
-        self.output_scaling *= config.output_step
         shapes = {"layer": (1, 1), "head": (num_heads, 1), "code": (num_heads, self.head_dim)}
         if config.learned_step != "none":
             self.step_bias = nn.Parameter(torch.zeros(shapes[config.learned_step]))
-        if config.key_shift:
-            self.key_shift_bias = nn.Parameter(torch.zeros(num_heads))
-        if config.query_gain:
-            self.query_gain_bias = nn.Parameter(torch.zeros(2, num_heads, self.head_dim // 2))
-        if config.output_gain == "free":
-            self.output_gain_bias = nn.Parameter(torch.zeros(2, num_heads, self.head_dim // 2))
         if config.free_queries:
             self.query_dictionary = PrismDictionary(num_codes, config.hidden_size)
         if config.free_output:
@@ -86,9 +63,7 @@ class PrismStepsAttention(PrismAttention):
 
     def head_steps(self) -> torch.Tensor:
         """The weight of each head or code, (H, 1) or (H, D), without the common output scale."""
-        config = self.config
-        weights = torch.ones_like(self.head_gain) if config.head_weights == "plus" else self.head_gain
-        weights = weights[:, None]
+        config, weights = self.config, self.head_gain[:, None]
         if config.learned_step == "none":
             return weights
         return weights * (1 + self.step_bias) if config.learned_step == "layer" else weights + self.step_bias
@@ -105,19 +80,20 @@ class PrismStepsAttention(PrismAttention):
         codes = in_heads(self.dictionary(hidden_states))
         queries = in_heads(self.query_dictionary(hidden_states)) if config.free_queries else codes
         if config.query_gain:
-            queries = complex_gain(queries, self.query_gain_bias)
-        keys = codes
+            queries = multiply_planes(queries, self.query_gain_bias)
         if config.key_subspace == "next":
             banks = codes.split([self.num_signal_heads, codes.shape[1] - self.num_signal_heads], dim=1)
-            keys = codes = torch.cat([bank.roll(-1, dims=1) for bank in banks], dim=1)
+            codes = torch.cat([bank.roll(-1, dims=1) for bank in banks], dim=1)
+        keys = codes
         if config.key_shift:
             share = self.key_shift_bias.sigmoid()[:, None, None]
             keys = torch.lerp(torch.cat((codes[:, :, :1], codes[:, :, :-1]), dim=2), codes, share)
         queries, keys = (apply_rotary_pos_emb(states, cos, sin) for states in (queries, keys))
-        if config.values == "rotary":
+        values = codes
+        if config.keys_as_values:
+            values = keys
+        elif config.rotary_values:
             values = apply_rotary_pos_emb(codes, cos, sin) if config.key_shift else keys
-        else:
-            values = keys if config.values == "keys" else codes
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             config._attn_implementation, eager_attention_forward
@@ -126,16 +102,12 @@ class PrismStepsAttention(PrismAttention):
             self, queries, keys, values, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
         )
         output = output.transpose(1, 2)
-        if config.values != "plain":
+        if config.rotary_values or config.keys_as_values:
             output = apply_rotary_pos_emb(output, cos, -sin)
-        if config.output_gain != "none":
-            conjugate = config.output_gain == "conjugate"
-            bias = (
-                torch.stack((self.query_gain_bias[0], -self.query_gain_bias[1]))
-                if conjugate
-                else self.output_gain_bias
-            )
-            output = complex_gain(output, bias)
+        if config.conjugate_gain:
+            output = multiply_planes(output, torch.stack((self.query_gain_bias[0], -self.query_gain_bias[1])))
+        if config.output_gain:
+            output = multiply_planes(output, self.output_gain_bias)
         output = output.transpose(1, 2)
         output = (output * self.head_steps()).reshape(*input_shape, -1)
         write = self.output_dictionary if config.free_output else self.dictionary

@@ -164,7 +164,7 @@ def run_job(arguments: Arguments, job: tuple[str, float, int], stem: Path) -> li
     result["bits_per_byte_to_report"] = nats / math.log(2) / unseen.validation_bytes_per_token
     torch.manual_seed(seed)
     untrained = AutoModelForCausalLM.from_config(model.config).eval()
-    if hasattr(untrained, "set_noise_coefficient"):
+    if getattr(model.config, "noise_coefficient", -1) >= 0:
         untrained.set_noise_coefficient(0.01)
     text = load_texts(data_arguments)["validation"]["text"][0]
     ids = tokenizer(text, return_tensors="pt")["input_ids"][:, : arguments.block_size]
