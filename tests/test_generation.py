@@ -102,9 +102,10 @@ def keys_move_by_one(keys, values, past):
 
 
 def last_cached_value_is_lost(keys, values, past):
-    values = values.clone()
+    keys, values = keys.clone(), values.clone()
     if past > 0:
-        values[:, :, past - 1] = 0
+        # Where the keys are the values, too, no others are cached.
+        (values if values.shape[-1] else keys)[:, :, past - 1] = 0
     return keys, values
 
 
