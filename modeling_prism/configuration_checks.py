@@ -5,6 +5,7 @@ import math
 import weakref
 from collections.abc import Callable
 from dataclasses import field, fields
+from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
@@ -41,6 +42,9 @@ def activation(default: str) -> Any:
     return checked(lambda value: value in ACT2FN, known, default)
 
 
+WRITTEN_BY_TRANSFORMERS = ("auto_map", "quantization_config", "torch_dtype")
+
+
 class CheckedConfig:
     """
     Goes before `PreTrainedConfig` among the bases of a configuration. Every refusal is a plain `ValueError`.
@@ -51,6 +55,8 @@ class CheckedConfig:
 
     # Saves the configuration's file beside config.json, where `trust_remote_code=True` looks for it.
     _auto_class: ClassVar[str | None] = "AutoConfig"
+    # A field of every folder that the family saves: other architectures use the same `model_type`.
+    mark: ClassVar[str]
     # Model types whose folders the family opens, too.
     opens: ClassVar[tuple[str, ...]] = ()
     followed_fields: ClassVar[tuple[str, ...]] = ()
@@ -77,9 +83,8 @@ class CheckedConfig:
         super().__post_init__(**kwargs)
         # A saved configuration, which names its version, may hold what other tools wrote.
         if self.transformers_version is None:
-            known = {"auto_map", "quantization_config", *type(self).__dataclass_fields__}
             for name in kwargs:
-                if name in vars(self) and name not in known and not name.startswith("_"):
+                if name in vars(self) and not self.knows(name) and name not in WRITTEN_BY_TRANSFORMERS:
                     raise ValueError(f"`{name}` is not a field of {type(self).__name__}.")
         # `@strict` calls this too, but wraps the error in a type of its own.
         self.validate_architecture()
@@ -99,9 +104,15 @@ class CheckedConfig:
                 model.follow_config(name, value)
 
     @classmethod
+    def knows(cls, name: str) -> bool:
+        return name.startswith("_") or hasattr(cls, name) or name in cls.__dataclass_fields__
+
+    @classmethod
     def check_name(cls, name: str):
         """Raises `ValueError` if `name` is no field but looks like one, or is what another architecture calls one."""
-        if name.startswith("_") or hasattr(cls, name) or name in cls.__dataclass_fields__:
+        if isinstance(getattr(cls, name, None), property) and getattr(cls, name).fset is None:
+            raise ValueError(f"`{name}` is not a field of {cls.__name__}: it is derived.")
+        if cls.knows(name):
             return
         meant = difflib.get_close_matches(name, cls.__dataclass_fields__, n=1, cutoff=0.85)
         meant += [field for field in [cls.names_elsewhere.get(name)] if field is not None]
@@ -141,10 +152,28 @@ class CheckedConfig:
                 f"{pretrained_model_name_or_path} holds a model of type `{found}`, but {cls.__name__} opens only "
                 f"{' and '.join((cls.model_type, *cls.opens))}."
             )
-        return {**config_dict, "model_type": cls.model_type}, kwargs
+        marked = {cls.mark: None} if found in cls.opens else {}
+        return {**marked, **config_dict, "model_type": cls.model_type}, kwargs
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         for name in kwargs:
             cls.check_name(name)
+        foreign = [name for name in config_dict if not cls.knows(name) and name not in WRITTEN_BY_TRANSFORMERS]
+        if foreign and cls.mark not in config_dict and config_dict.get("model_type") == cls.model_type:
+            raise ValueError(
+                f"A configuration of type `{cls.model_type}` that has `{foreign[0]}`, but not `{cls.mark}`, belongs "
+                "to another architecture: load it in a program that does not import modeling_prism."
+            )
         return super().from_dict(config_dict, **kwargs)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        # A model saves its files first. A configuration that is saved alone names its own file alone.
+        named, files = getattr(self, "auto_map", None), {path.stem for path in Path(save_directory).glob("*.py")}
+        if named is not None:
+            self.auto_map = {
+                name: place for name, place in named.items() if "--" in place or place.partition(".")[0] in files
+            }
+        super().save_pretrained(save_directory, **kwargs)
+        if named is not None:
+            self.auto_map = named

@@ -57,6 +57,7 @@ class MomentumConfig(CheckedConfig, LlamaConfig):
     ```"""
 
     model_type = "momentum"
+    mark: ClassVar[str] = "momentum_gamma"
     opens: ClassVar[tuple[str, ...]] = ("llama",)
 
     momentum_gamma: float | int | list[float | int] | None = checked(

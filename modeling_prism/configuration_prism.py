@@ -65,6 +65,7 @@ class PrismConfig(CheckedConfig, PreTrainedConfig):
     ```"""
 
     model_type = "prism"
+    mark: ClassVar[str] = "num_signal_heads"
     followed_fields: ClassVar[tuple[str, ...]] = ("noise_coefficient",)
     names_elsewhere: ClassVar[dict[str, str]] = {
         **dict.fromkeys(("rope_theta", "rope_scaling", "rope_parameters"), "signal_rope_theta` and `noise_rope_theta"),

@@ -59,6 +59,7 @@ class SphericalConfig(CheckedConfig, PreTrainedConfig):
     ```"""
 
     model_type = "spherical"
+    mark: ClassVar[str] = "attention_routing"
     # The head reads it from here.
     free_fields: ClassVar[tuple[str, ...]] = (*CheckedConfig.free_fields, "logit_scale")
     keys_to_ignore_at_inference = ["past_key_values"]

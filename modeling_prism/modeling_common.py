@@ -1,4 +1,4 @@
-"""What the families share: saving with the code, the two heads, the start of a forward pass, learned positions."""
+"""What the families share: saving with the code, the heads, the start of a forward pass, learned positions."""
 
 from collections.abc import Callable
 
@@ -6,10 +6,19 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
-from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+)
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaPreTrainedModel
 from transformers.utils.import_utils import is_tracing
+
+
+# Those of Llama.
+HEADS = ("ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+HEAD_WEIGHTS = ("lm_head.", "score.", "qa_outputs.")
 
 
 class CommonPreTrainedModel(LlamaPreTrainedModel):
@@ -19,7 +28,7 @@ class CommonPreTrainedModel(LlamaPreTrainedModel):
     """
 
     # The heads of a folder's other models.
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^score\."]
+    _keys_to_ignore_on_load_unexpected = [f"^{name}" for name in HEAD_WEIGHTS]
 
     def save_pretrained(self, save_directory, **kwargs):
         # Whatever head is saved, every Auto class finds its class there with `trust_remote_code=True`.
@@ -27,8 +36,7 @@ class CommonPreTrainedModel(LlamaPreTrainedModel):
         self.config.auto_map = {
             "AutoConfig": f"configuration_{family}.{name}Config",
             "AutoModel": f"modeling_{family}.{name}Model",
-            "AutoModelForCausalLM": f"modeling_{family}.{name}ForCausalLM",
-            "AutoModelForSequenceClassification": f"modeling_{family}.{name}ForSequenceClassification",
+            **{f"AutoModel{head}": f"modeling_{family}.{name}{head}" for head in HEADS},
         }
         super().save_pretrained(save_directory, **kwargs)
 
@@ -41,7 +49,7 @@ class CommonPreTrainedModel(LlamaPreTrainedModel):
             ValueError: the folder holds the weights of another architecture.
         """
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        missing = sorted(name for name in info["missing_keys"] if not name.startswith(("lm_head.", "score.")))
+        missing = sorted(name for name in info["missing_keys"] if not name.startswith(HEAD_WEIGHTS))
         if missing and info["unexpected_keys"]:
             raise ValueError(
                 f"The weights in {pretrained_model_name_or_path} do not fit {cls.__name__}: it lacks {missing[0]} "
@@ -85,19 +93,65 @@ class CommonForCausalLM(LlamaForCausalLM):
         return nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
 
-class CommonForSequenceClassification(GenericForSequenceClassification):
-    """A linear classification head on `base_class`; it reads the last token that is not padding."""
+class BuiltOnBaseClass:
+    """
+    Builds what transformers' generic heads build, on `base_class`: they look for the base model among the Auto
+    classes, where remote code is not registered. Goes before the generic head, which has the `forward`.
+    """
 
-    _auto_class = "AutoModelForSequenceClassification"
     base_class: type[PreTrainedModel]
 
     def __init__(self, config: PreTrainedConfig):
-        # Not the parent's, which looks for the base model among the Auto classes: remote code is not registered there.
         PreTrainedModel.__init__(self, config)
         self.num_labels = config.num_labels
         self.model = self.base_class(config)
-        self.score = nn.Linear(config.hidden_size, self.num_labels, bias=False)
+        self.make_head(config)
         self.post_init()
+
+
+class CommonForSequenceClassification(BuiltOnBaseClass, GenericForSequenceClassification):
+    """A linear classification head on `base_class`; it reads the last token that is not padding."""
+
+    _auto_class = "AutoModelForSequenceClassification"
+
+    def make_head(self, config: PreTrainedConfig):
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+
+
+class CommonForTokenClassification(BuiltOnBaseClass, GenericForTokenClassification):
+    """A linear classification head on `base_class`, for every token."""
+
+    _auto_class = "AutoModelForTokenClassification"
+
+    def make_head(self, config: PreTrainedConfig):
+        self.dropout = nn.Dropout(getattr(config, "hidden_dropout", 0.0))
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+
+
+class CommonForQuestionAnswering(BuiltOnBaseClass, GenericForQuestionAnswering):
+    """A linear head on `base_class` that scores every token as start and as end of the answer."""
+
+    _auto_class = "AutoModelForQuestionAnswering"
+
+    def make_head(self, config: PreTrainedConfig):
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+
+
+def lora_targets(model: PreTrainedModel) -> dict[str, list[str]]:
+    """
+    Arguments of `peft.LoraConfig` that adapt every weight matrix of the layers which the model uses; the head and the
+    embeddings stay. PEFT's "all-linear" leaves out Prism's dictionary, which is not an `nn.Linear`.
+
+    ```python
+    >>> peft_model = get_peft_model(model, LoraConfig(r=8, lora_dropout=0.0, **lora_targets(model)))
+    ```
+    """
+    layers = model.base_model.layers
+    linear = {name.rpartition(".")[2] for name, module in layers.named_modules() if isinstance(module, nn.Linear)}
+    if getattr(model.config, "attention_routing", None) == "uniform":
+        linear -= {"q_proj", "k_proj"}
+    dictionary = ["self_attn.dictionary.weight"] if hasattr(layers[0].self_attn, "dictionary") else None
+    return {"target_modules": sorted(linear), "target_parameters": dictionary}
 
 
 class ReplacedStates:

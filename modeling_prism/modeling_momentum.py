@@ -29,7 +29,13 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_momentum import MomentumConfig
-from .modeling_common import CommonForCausalLM, CommonForSequenceClassification, CommonPreTrainedModel
+from .modeling_common import (
+    CommonForCausalLM,
+    CommonForQuestionAnswering,
+    CommonForSequenceClassification,
+    CommonForTokenClassification,
+    CommonPreTrainedModel,
+)
 from .state_momentum import PreviousTokenGeneration, PreviousTokenModel, keep_state, pair_with_previous
 
 
@@ -179,9 +185,9 @@ class MomentumForSequenceClassification(CommonForSequenceClassification, Momentu
     base_class = MomentumModel
 
 
-__all__ = [
-    "MomentumForCausalLM",
-    "MomentumForSequenceClassification",
-    "MomentumModel",
-    "MomentumPreTrainedModel",
-]
+class MomentumForTokenClassification(CommonForTokenClassification, MomentumPreTrainedModel):
+    base_class = MomentumModel
+
+
+class MomentumForQuestionAnswering(CommonForQuestionAnswering, MomentumPreTrainedModel):
+    base_class = MomentumModel

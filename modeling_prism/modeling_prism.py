@@ -28,7 +28,9 @@ from transformers.utils import TransformersKwargs
 from .configuration_prism import PrismConfig
 from .modeling_common import (
     CommonForCausalLM,
+    CommonForQuestionAnswering,
     CommonForSequenceClassification,
+    CommonForTokenClassification,
     CommonPreTrainedModel,
     learned_positions,
 )
@@ -282,4 +284,9 @@ class PrismForSequenceClassification(CommonForSequenceClassification, PrismPreTr
     base_class = PrismModel
 
 
-__all__ = ["PrismForCausalLM", "PrismForSequenceClassification", "PrismModel", "PrismPreTrainedModel"]
+class PrismForTokenClassification(CommonForTokenClassification, PrismPreTrainedModel):
+    base_class = PrismModel
+
+
+class PrismForQuestionAnswering(CommonForQuestionAnswering, PrismPreTrainedModel):
+    base_class = PrismModel

@@ -27,8 +27,15 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_spherical import SphericalConfig
-from .modeling_common import CommonForCausalLM, CommonForSequenceClassification, CommonPreTrainedModel, read_mask
-from .state_spherical import BoundedHead, SphericalGeneration, find_positions, running_sum
+from .modeling_common import (
+    CommonForCausalLM,
+    CommonForQuestionAnswering,
+    CommonForSequenceClassification,
+    CommonForTokenClassification,
+    CommonPreTrainedModel,
+    read_mask,
+)
+from .state_spherical import BoundedHead, FreeHead, SphericalGeneration, find_positions, running_sum
 
 
 def project(states: torch.Tensor) -> torch.Tensor:
@@ -231,9 +238,7 @@ class SphericalModel(SphericalPreTrainedModel):
         self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.embedding_norm = make_norm(config)
-        self.layers = nn.ModuleList(
-            [SphericalDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
-        )
+        self.layers = nn.ModuleList([SphericalDecoderLayer(config, idx) for idx in range(config.num_hidden_layers)])
         # The bounded unembedding reads cosines.
         off_the_sphere = config.bounded_unembedding and config.residual_norm != "sphere"
         self.norm = SphericalProjection() if off_the_sphere else nn.Identity()
@@ -269,15 +274,9 @@ class SphericalModel(SphericalPreTrainedModel):
 
         hidden_states = self.dropout(inputs_embeds + self.embed_positions(positions))
         hidden_states = self.embedding_norm(hidden_states)
+        shared = {"attention_mask": attention_mask, "past_key_values": past_key_values, "use_cache": use_cache}
         for decoder_layer in self.layers:
-            hidden_states = decoder_layer(
-                hidden_states,
-                attention_mask=attention_mask,
-                position_ids=positions,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                **kwargs,
-            )
+            hidden_states = decoder_layer(hidden_states, position_ids=positions, **shared, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
 
@@ -288,13 +287,13 @@ class SphericalForCausalLM(BoundedHead, SphericalPreTrainedModel, CommonForCausa
         return SphericalUnembedding(config) if config.bounded_unembedding else super().make_head(config)
 
 
-class SphericalForSequenceClassification(CommonForSequenceClassification, SphericalPreTrainedModel):
+class SphericalForSequenceClassification(FreeHead, CommonForSequenceClassification, SphericalPreTrainedModel):
     base_class = SphericalModel
 
-    def __init__(self, config: SphericalConfig):
-        super().__init__(config)
-        # Its score has no bound, whatever the config says of an unembedding.
-        self.model.norm = nn.Identity()
+
+class SphericalForTokenClassification(FreeHead, CommonForTokenClassification, SphericalPreTrainedModel):
+    base_class = SphericalModel
 
 
-__all__ = ["SphericalForCausalLM", "SphericalForSequenceClassification", "SphericalModel", "SphericalPreTrainedModel"]
+class SphericalForQuestionAnswering(FreeHead, CommonForQuestionAnswering, SphericalPreTrainedModel):
+    base_class = SphericalModel

@@ -132,9 +132,11 @@ def find_previous_tokens(
         real, tracing = attention_mask, is_tracing(attention_mask)
         if tracing or not real.all():
             slots = past_length + torch.arange(length, device=real.device)
-            # Columns of the last real token up to each column, -1 where there is none; one more column on the left.
-            last = torch.where(real, torch.arange(real.shape[1], device=real.device), -1).cummax(-1).values
-            last = nn.functional.pad(last, (1, 0), value=-1)
+            # The column of the last real token before each column, -1 where there is none: that of the n-th real one,
+            # if n stand before. Not `cummax`, which ONNX lacks.
+            counts = nn.functional.pad(real.cumsum(-1), (1, 0))
+            columns = torch.where(real, torch.arange(real.shape[1], device=real.device), -1)
+            last = torch.full_like(counts, -1).scatter(1, counts[:, 1:].where(real, 0), columns).gather(1, counts)
             before, last = last[:, slots], last[:, slots + 1]
             has_previous = before >= 0
             last_real = nn.functional.pad((last - past_length).clamp(min=-1) + 1, (1, 0))

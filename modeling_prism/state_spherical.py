@@ -223,6 +223,14 @@ class SphericalGeneration:
         return super().init_continuous_batching(*args, **kwargs)
 
 
+class FreeHead:
+    """A head other than that of a language model, whose scores have no bound, whatever the config says. Goes first."""
+
+    def __init__(self, config: SphericalConfig):
+        super().__init__(config)
+        self.model.norm = nn.Identity()
+
+
 class BoundedHead:
     """What transformers needs to know of a head whose parameter and attribute `weight` differ. Goes first."""
 

@@ -10,13 +10,11 @@ import sys
 
 import pytest
 import torch
+import transformers
 from families import DEFAULT_CASES, random_ids
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
@@ -26,13 +24,18 @@ from transformers import (
 
 pytestmark = pytest.mark.process
 
-HEADS = {"base": "Model", "causal": "ForCausalLM", "classifier": "ForSequenceClassification"}
-AUTO_CLASSES = {
-    "AutoModel": AutoModel,
-    "AutoModelForCausalLM": AutoModelForCausalLM,
-    "AutoModelForSequenceClassification": AutoModelForSequenceClassification,
+WRITERS = {
+    "base": "Model",
+    "causal": "ForCausalLM",
+    "checkpoint-2": "ForCausalLM",
+    "classifier": "ForSequenceClassification",
+    "tagger": "ForTokenClassification",
+    "answerer": "ForQuestionAnswering",
 }
-WRITERS = ("base", "causal", "classifier", "checkpoint-2")
+AUTO_CLASSES = {
+    f"AutoModel{head.removeprefix('Model')}": getattr(transformers, f"AutoModel{head.removeprefix('Model')}")
+    for head in dict.fromkeys(WRITERS.values())
+}
 PROMPT = "Once upon a time"
 
 CHILD = """
@@ -53,7 +56,7 @@ except ImportError:
 import torch, transformers
 from transformers import AutoConfig, AutoTokenizer, pipeline
 
-root, writers, prompt = json.loads(sys.argv[1])
+root, writers, auto_names, prompt = json.loads(sys.argv[1])
 ids = torch.load(os.path.join(root, "ids.pt"))
 outputs, facts = {}, {}
 
@@ -65,7 +68,7 @@ for writer in writers:
     folder = os.path.join(root, writer)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     facts[writer] = {"AutoConfig": [type(config).__name__, type(config).__module__]}
-    for auto_name in ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification"):
+    for auto_name in auto_names:
         auto_class = getattr(transformers, auto_name)
         model = auto_class.from_pretrained(folder, trust_remote_code=True)
         facts[writer][auto_name] = [type(model).__name__, type(model).__module__]
@@ -112,7 +115,7 @@ def exported(request, tmp_path_factory):
     """(case, folder, outputs, facts): what was written here, and what the other process saw of it."""
     case, root = request.param, tmp_path_factory.mktemp("exported")
     tokenizer = tiny_tokenizer()
-    for name, head in HEADS.items():
+    for name, head in WRITERS.items():
         case.model(head, vocab_size=len(tokenizer)).save_pretrained(root / name)
     model = case.model(vocab_size=len(tokenizer))
     documents = [{"input_ids": random_ids(11, seed=seed), "labels": random_ids(11, seed=seed)} for seed in range(8)]
@@ -132,7 +135,7 @@ def exported(request, tmp_path_factory):
     }
     # -I: neither the working directory nor PYTHONPATH is on the path.
     child = subprocess.run(
-        [sys.executable, "-I", "child.py", json.dumps([str(root), WRITERS, PROMPT])],
+        [sys.executable, "-I", "child.py", json.dumps([str(root), list(WRITERS), list(AUTO_CLASSES), PROMPT])],
         cwd=elsewhere,
         env=environment,
         capture_output=True,
@@ -156,6 +159,8 @@ def test_the_folder_holds_the_flat_files_and_no_other_code(exported, writer):
             "AutoModel": f"{module}.{prefix}Model",
             "AutoModelForCausalLM": f"{module}.{prefix}ForCausalLM",
             "AutoModelForSequenceClassification": f"{module}.{prefix}ForSequenceClassification",
+            "AutoModelForTokenClassification": f"{module}.{prefix}ForTokenClassification",
+            "AutoModelForQuestionAnswering": f"{module}.{prefix}ForQuestionAnswering",
         }, folder
 
 
@@ -176,9 +181,9 @@ def test_outputs_equal_those_of_the_package(exported, writer, again):
     ids = random_ids(2, 11)
     for auto_name, auto_class in AUTO_CLASSES.items():
         actual = outputs[(writer, auto_name, *again)]
-        if auto_name == "AutoModelForSequenceClassification" and writer != "classifier":
-            # The score is new there and drawn at random; saving keeps it.
-            assert actual.shape == (2, 2)
+        head = auto_name.removeprefix("AutoModel")
+        if head not in ("", "ForCausalLM", WRITERS[writer]):
+            # The head is new there and drawn at random; saving keeps it.
             assert torch.equal(actual, outputs[writer, auto_name])
             continue
         model = auto_class.from_pretrained(root / writer).eval()

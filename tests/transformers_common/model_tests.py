@@ -21,19 +21,22 @@ class Family:
     """
     Args:
         name (`str`): name in the report.
-        config_class (`type`): its configuration.
-        base_model_class, causal_lm_class, sequence_classification_class (`type`): its models.
+        prefix (`str`): what the names of its classes begin with.
         sizes (`dict`, *optional*): what its tiny configuration sets beside `TINY`.
         left_out (`tuple[str]`, *optional*): tests that ask for what it cannot have.
     """
 
     name: str
-    config_class: type[PreTrainedConfig]
-    base_model_class: type[PreTrainedModel]
-    causal_lm_class: type[PreTrainedModel]
-    sequence_classification_class: type[PreTrainedModel]
+    prefix: str
     sizes: dict[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+
+    @property
+    def config_class(self) -> type[PreTrainedConfig]:
+        return getattr(modeling_prism, f"{self.prefix}Config")
+
+    def model_class(self, head: str) -> type[PreTrainedModel]:
+        return getattr(modeling_prism, self.prefix + head)
 
 
 # Odd where the architecture allows it, so that a transposed dimension fails.
@@ -47,33 +50,12 @@ TINY = {
 }
 
 FAMILIES = [
-    Family(
-        name="Prism",
-        config_class=modeling_prism.PrismConfig,
-        base_model_class=modeling_prism.PrismModel,
-        causal_lm_class=modeling_prism.PrismForCausalLM,
-        sequence_classification_class=modeling_prism.PrismForSequenceClassification,
-    ),
-    Family(
-        name="Momentum",
-        config_class=modeling_prism.MomentumConfig,
-        base_model_class=modeling_prism.MomentumModel,
-        causal_lm_class=modeling_prism.MomentumForCausalLM,
-        sequence_classification_class=modeling_prism.MomentumForSequenceClassification,
-    ),
-    Family(
-        name="Spherical",
-        config_class=modeling_prism.SphericalConfig,
-        base_model_class=modeling_prism.SphericalModel,
-        causal_lm_class=modeling_prism.SphericalForCausalLM,
-        sequence_classification_class=modeling_prism.SphericalForSequenceClassification,
-    ),
+    Family(name="Prism", prefix="Prism"),
+    Family(name="Momentum", prefix="Momentum"),
+    Family(name="Spherical", prefix="Spherical"),
     Family(
         name="SphericalUniform",
-        config_class=modeling_prism.SphericalConfig,
-        base_model_class=modeling_prism.SphericalModel,
-        causal_lm_class=modeling_prism.SphericalForCausalLM,
-        sequence_classification_class=modeling_prism.SphericalForSequenceClassification,
+        prefix="Spherical",
         sizes={"attention_routing": "uniform"},
         # Gradients of queries, keys and attention weights, which take no part in a running mean.
         left_out=(
@@ -86,13 +68,16 @@ FAMILIES = [
 ]
 
 # Which heads take which labels is decided by class name, in mappings that list the models of transformers only.
-for mapping_name, attribute in {
-    "MODEL_MAPPING_NAMES": "base_model_class",
-    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": "causal_lm_class",
-    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": "sequence_classification_class",
-}.items():
+HEADS = {
+    "MODEL_MAPPING_NAMES": "Model",
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": "ForCausalLM",
+    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": "ForSequenceClassification",
+    "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": "ForTokenClassification",
+    "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES": "ForQuestionAnswering",
+}
+for mapping_name, head in HEADS.items():
     # Replaced in the test module alone: the mappings of transformers itself stay as they are.
-    ours = {family.config_class.model_type: getattr(family, attribute).__name__ for family in FAMILIES}
+    ours = {family.config_class.model_type: family.prefix + head for family in FAMILIES}
     setattr(common, mapping_name, {**getattr(common, mapping_name), **ours})
 
 
@@ -108,9 +93,9 @@ class ModelTester:
         self.sizes = {**TINY, **family.sizes}
         self.__dict__.update(self.sizes)
         self.config_class = family.config_class
-        self.base_model_class = family.base_model_class
-        self.causal_lm_class = family.causal_lm_class
-        self.sequence_classification_class = family.sequence_classification_class
+        self.base_model_class = family.model_class("Model")
+        self.causal_lm_class = family.model_class("ForCausalLM")
+        self.sequence_classification_class = family.model_class("ForSequenceClassification")
 
     def get_config(self) -> PreTrainedConfig:
         return self.config_class(**self.sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2)
@@ -128,15 +113,14 @@ def make_model_tests(family: Family) -> dict[str, Any]:
     def set_up(self):
         self.model_tester = ModelTester(family)
 
-    models = (family.base_model_class, family.causal_lm_class, family.sequence_classification_class)
     return {
         "setUp": set_up,
         "model_tester": None,
-        "all_model_classes": models,
+        "all_model_classes": tuple(map(family.model_class, HEADS.values())),
         # Skipped otherwise: a file without a copyright year counts as older than 2023.
         "test_can_init_all_missing_weights_before_2023": True,
         # Takes an accelerator and RUN_SLOW=1.
-        "_torch_compile_train_cls": family.causal_lm_class,
+        "_torch_compile_train_cls": family.model_class("ForCausalLM"),
         **dict.fromkeys(family.left_out),
     }
 
