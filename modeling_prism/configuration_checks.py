@@ -110,8 +110,6 @@ class CheckedConfig:
     @classmethod
     def check_name(cls, name: str):
         """Raises `ValueError` if `name` is no field but looks like one, or is what another architecture calls one."""
-        if isinstance(getattr(cls, name, None), property) and getattr(cls, name).fset is None:
-            raise ValueError(f"`{name}` is not a field of {cls.__name__}: it is derived.")
         if cls.knows(name):
             return
         meant = difflib.get_close_matches(name, cls.__dataclass_fields__, n=1, cutoff=0.85)

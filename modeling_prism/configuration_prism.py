@@ -1,7 +1,7 @@
 """Prism model configuration."""
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -118,6 +118,9 @@ class PrismConfig(CheckedConfig, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         # A property, below.
         kwargs.pop("layer_types", None)
+        if self.transformers_version is not None:
+            # Derived, in `to_dict`.
+            kwargs.pop("num_key_value_heads", None)
         if self.num_signal_heads is None:
             self.num_signal_heads = self.num_attention_heads // 2
         # `validate_architecture` reports an impossible head count, with the remedy.
@@ -132,6 +135,10 @@ class PrismConfig(CheckedConfig, PreTrainedConfig):
 
     def validate_layer_type(self):
         """Accepts "momentum", which transformers does not list."""
+
+    def to_dict(self) -> dict[str, Any]:
+        # PEFT's prefix tuning reads the shape of keys and values here, and `head_dim` only beside this.
+        return {**super().to_dict(), "num_key_value_heads": self.num_attention_heads}
 
     def validate_architecture(self):
         """Checks how the fields fit together. Raises `ValueError`."""

@@ -745,9 +745,8 @@ def test_a_config_of_another_architecture_of_the_same_name_is_refused(family_nam
             read(tmp_path)
     # A folder of Llama's may hold more, as ours may.
     if family_name == "momentum":
-        (tmp_path / "config.json").write_text(
-            json.dumps({**theirs, "model_type": "llama", "transformers_version": "5"})
-        )
+        llama = {**theirs, "model_type": "llama", "num_attention_heads": 2, "transformers_version": "5.23.0"}
+        (tmp_path / "config.json").write_text(json.dumps(llama))
         assert modeling_prism.MomentumConfig.from_pretrained(tmp_path).perceiver_config == {"depth": 3}
 
 
