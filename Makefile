@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-fast test-transformers lint
+.PHONY: demo test test-fast test-transformers test-ecosystem lint
 
 demo: $(INSTALLED)  ## train a small Prism on the built-in stories, then load it and let it tell one
 	$(BIN)/python -m training.pretrain configuration/recipes/quickstart.yaml
@@ -23,6 +23,9 @@ test-fast: $(INSTALLED)  ## the unit tests
 test-transformers: $(INSTALLED)  ## transformers' own common model tests, on every family
 	$(BIN)/python -m tests.transformers_common.run
 
+test-ecosystem: .venv-ecosystem/installed  ## other people's tools on every family, in an environment of their own
+	.venv-ecosystem/bin/python -m pytest tests/ecosystem
+
 lint: $(INSTALLED)  ## ruff, as a check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,3 +35,10 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[train,analysis,dev]"
 	touch $(INSTALLED)
+
+.venv-ecosystem/installed: pyproject.toml $(CONSTRAINTS) tests/ecosystem/requirements.txt
+	$(PYTHON) -m venv .venv-ecosystem
+	.venv-ecosystem/bin/python -m pip install --quiet --upgrade pip
+	.venv-ecosystem/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[train,analysis,dev]" \
+		--requirement tests/ecosystem/requirements.txt
+	touch $@

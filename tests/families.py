@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 import modeling_prism
 from modeling_prism.reference import momentum_logits, prism_logits, spherical_logits
@@ -225,6 +227,23 @@ def loss_of(logits: torch.Tensor) -> torch.Tensor:
     """A scalar that weighs every logit differently, of a size that gives gradients near 1."""
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(3))
     return (logits * weights).sum() / logits[..., 0].numel()
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer of 277 tokens, whose special ones are those of `COMMON`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=277,
+        special_tokens=["<pad>", "<bos>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["Once upon a time there was a little signal in a lot of noise."], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", padding_side="left"
+    )
 
 
 def assert_near(actual, expected, **kwargs):

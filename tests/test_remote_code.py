@@ -11,11 +11,9 @@ import sys
 import pytest
 import torch
 import transformers
-from families import DEFAULT_CASES, random_ids
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from families import DEFAULT_CASES, random_ids, tiny_tokenizer
 from transformers import (
     AutoConfig,
-    PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
     pipeline,
@@ -92,22 +90,6 @@ torch.save(outputs, os.path.join(root, "outputs.pt"))
 with open(os.path.join(root, "facts.json"), "w") as file:
     json.dump(facts, file)
 """
-
-
-def tiny_tokenizer():
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=277,
-        special_tokens=["<pad>", "<bos>", "<eos>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["Once upon a time there was a little signal in a lot of noise."], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", padding_side="left"
-    )
 
 
 @pytest.fixture(scope="module", params=[case.values[0] for case in DEFAULT_CASES], ids=lambda case: case.family_name)
