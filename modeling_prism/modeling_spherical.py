@@ -65,6 +65,7 @@ class SphericalUnembedding(nn.Module):
         super().__init__()
         self.config = config
         self._parameters["weight"] = nn.Linear(config.hidden_size, config.vocab_size, bias=False).weight
+        self.bias = None
 
     @property
     def rows(self) -> nn.Parameter:

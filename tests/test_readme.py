@@ -13,9 +13,11 @@ from transformers import HfArgumentParser, LlamaConfig, LlamaForCausalLM, PreTra
 
 from modeling_prism import PrismConfig, PrismForCausalLM, SphericalConfig, SphericalForCausalLM
 from modeling_prism.analysis import __main__ as analysis
+from tests.ecosystem.table import make_blocks
 from training import bindings, tell
 from training.data import DataArguments, load_texts, train_tokenizer
 from training.experiments.common import arguments
+from training.experiments.common.readme import fill
 from training.experiments.grokking import run as grokking
 from training.experiments.overview import plot_overview
 from training.tasks.arithmetic import make_tokenizer
@@ -200,6 +202,11 @@ def test_the_report_is_written(command, trained, tmp_path, monkeypatch):
     model, _, out = command.partition("--out ")
     out = tmp_path / (out.split()[0] if out else f"outputs/report_{Path(model.split()[0]).name}")
     assert page.resolve() == (out / "report.html").resolve() and page.stat().st_size > 100_000
+
+
+def test_the_table_of_tools_is_that_of_the_results():
+    text = TEXTS["modeling_prism/README.md"]
+    assert fill(text, make_blocks()) == text and "| fails |" not in text
 
 
 def test_there_is_something_to_run():

@@ -252,6 +252,7 @@ def test_hidden_times_weight_times_scale_is_the_model(case, tied):
             head = model.get_output_embeddings()
             hidden = model.get_decoder()(ids).last_hidden_state
             assert_near(hidden @ head.weight.T * model.config.logit_scale, logits)
+            assert head.bias is None
             logits = hidden @ head.weight.T * model.config.logit_scale
         loss_of(logits).backward()
         gradients.append(model.get_parameter("lm_head.weight").grad)

@@ -6,10 +6,10 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 import modeling_prism  # noqa: F401  (registers the architectures)
 
 
-def assert_close_but_not_equal(logits, expected):
-    """Rounded weights, read as they are meant: the logits differ, by less than 15 % of their spread."""
-    difference = (logits.float() - expected).abs()
-    assert VISIBLE * expected.std() < difference.max() and difference.mean() < 0.15 * expected.std()
+def assert_rounded(logits, expected, share):
+    """Rounded weights, read as they are meant: the logits differ, on average by less than a share of their spread."""
+    difference = (logits.float() - expected).abs() / expected.std()
+    assert VISIBLE < difference.max() and difference.mean() < share
 
 
 @pytest.mark.row("torchao", "weights of 8 bits")
@@ -17,7 +17,7 @@ def test_torchao(make, ids):
     quantization = pytest.importorskip("torchao.quantization")
     model, expected = make(), make()(ids).logits
     quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
-    assert_close_but_not_equal(model(ids).logits, expected)
+    assert_rounded(model(ids).logits, expected, 0.1)
 
 
 @pytest.mark.row("optimum-quanto", "weights of 8 bits")
@@ -26,7 +26,7 @@ def test_quanto(make, ids):
     model, expected = make(), make()(ids).logits
     quanto.quantize(model, weights=quanto.qint8)
     quanto.freeze(model)
-    assert_close_but_not_equal(model(ids).logits, expected)
+    assert_rounded(model(ids).logits, expected, 0.1)
 
 
 @pytest.mark.row("bitsandbytes", "weights of 4 bits, on a CPU")
@@ -38,4 +38,4 @@ def test_bitsandbytes(make, ids, tmp_path):
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config)
     with torch.no_grad():
-        assert_close_but_not_equal(model(ids).logits, expected)
+        assert_rounded(model(ids).logits, expected, 0.5)

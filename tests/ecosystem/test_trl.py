@@ -1,7 +1,8 @@
 import datasets
 import pytest
 import torch
-from families import assert_near, tiny_tokenizer
+from families import assert_near, random_ids, tiny_tokenizer
+from transformers import AutoModelForCausalLM
 
 from training.examples import finetune_with_lora, preference_tune
 
@@ -52,13 +53,22 @@ def test_dpo(make, tmp_path):
     assert expected < torch.log(torch.tensor(2.0)) and margin.abs().max() > 1e-2
 
 
+STEPS = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--max_length", "64"]
+
+
+def assert_it_changed(before, after):
+    ids = random_ids(1, 11)
+    first, second = (AutoModelForCausalLM.from_pretrained(folder)(ids).logits for folder in (before, after))
+    assert (first - second).abs().max() > 1e-4
+
+
 @pytest.mark.row("TRL, PEFT", "the script `training/examples/finetune_with_lora.py`")
 def test_finetune_with_lora(folder, tmp_path):
-    tuned = finetune_with_lora.main([folder, "--output_dir", str(tmp_path / "tuned"), "--max_steps", "3"])
-    assert tuned.exists()
+    tuned = finetune_with_lora.main([folder, "--output_dir", str(tmp_path / "tuned"), *STEPS])
+    assert_it_changed(folder, tuned)
 
 
 @pytest.mark.row("TRL", "the script `training/examples/preference_tune.py`")
 def test_preference_tune(folder, tmp_path):
-    tuned = preference_tune.main([folder, "--output_dir", str(tmp_path / "tuned"), "--max_steps", "3"])
-    assert tuned.exists()
+    tuned = preference_tune.main([folder, "--output_dir", str(tmp_path / "tuned"), *STEPS])
+    assert_it_changed(folder, tuned)

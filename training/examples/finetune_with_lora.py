@@ -7,6 +7,7 @@ Fine-tunes a saved model with LoRA and merges the adapter, with PEFT and TRL.
 import sys
 from pathlib import Path
 
+import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 from trl import SFTConfig, SFTTrainer
@@ -18,7 +19,7 @@ from training.tasks.stories import stories
 def main(argv: list[str]) -> Path:
     parser = HfArgumentParser(SFTConfig)
     parser.add_argument("model", help="Folder or hub name of a trained model.")
-    parser.set_defaults(learning_rate=1e-3, max_length=256, report_to="none")
+    parser.set_defaults(learning_rate=1e-3, max_length=256, report_to="none", bf16=torch.cuda.is_available())
     arguments, rest = parser.parse_args_into_dataclasses(argv)
 
     model = AutoModelForCausalLM.from_pretrained(rest.model)

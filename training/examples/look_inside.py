@@ -17,24 +17,22 @@ import modeling_prism  # noqa: F401  (registers the architectures)
 def main(argv: list[str]) -> list[dict]:
     folder, text = argv
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = LanguageModel(AutoModelForCausalLM.from_pretrained(folder), tokenizer=tokenizer)
+    network = AutoModelForCausalLM.from_pretrained(folder).requires_grad_(False)
+    model = LanguageModel(network, tokenizer=tokenizer)
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
-
-    with torch.no_grad(), model.trace(ids):
-        words = [model.lm_head(model.model.norm(layer.output))[0, -1].argmax().save() for layer in model.model.layers]
-        logits = model.output.logits.save()
-
-    def loss_of(logits: torch.Tensor) -> float:
-        return torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]).item()
+    loss = network(ids, labels=ids).loss
 
     found = []
-    for index, word in enumerate(words):
-        with torch.no_grad(), model.trace(ids):
+    for index in range(len(network.model.layers)):
+        with model.trace(ids):
+            states = model.model.layers[index].output.save()
+        word = tokenizer.decode(network.lm_head(network.model.norm(states))[0, -1].argmax())
+        with model.trace(ids):
             model.model.layers[index].self_attn.output[0][:] = 0
-            without = model.output.logits.save()
-        found.append({"layer": index, "word": tokenizer.decode(word), "loss": loss_of(without) - loss_of(logits)})
-    for row in found:
-        print(f"layer {row['layer']}: says {row['word']!r}; without its attention {row['loss']:+.3f} nats per token")
+            logits = model.output.logits.save()
+        without = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]) - loss
+        print(f"layer {index}: says {word!r}; without its attention {without:+.3f} nats per token")
+        found.append({"layer": index, "word": word, "loss": without.item()})
     return found
 
 

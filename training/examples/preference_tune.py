@@ -7,6 +7,7 @@ Teaches a saved model to prefer one ending of a story over another, with TRL's d
 import sys
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 from trl import DPOConfig, DPOTrainer
@@ -30,7 +31,7 @@ def endings(count: int) -> Dataset:
 def main(argv: list[str]) -> Path:
     parser = HfArgumentParser(DPOConfig)
     parser.add_argument("model", help="Folder or hub name of a trained model.")
-    parser.set_defaults(learning_rate=1e-4, beta=0.1, max_length=256, report_to="none")
+    parser.set_defaults(learning_rate=1e-4, max_length=256, report_to="none", bf16=torch.cuda.is_available())
     arguments, rest = parser.parse_args_into_dataclasses(argv)
 
     model = AutoModelForCausalLM.from_pretrained(rest.model)
