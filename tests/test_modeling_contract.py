@@ -708,7 +708,7 @@ def test_a_field_is_checked_when_it_is_assigned(case, name, value):
         ("prism", {"num_signal_head": 2}, "did you mean `num_signal_heads`"),
         ("prism", {"n_layer": 2}, "did you mean `num_hidden_layers`"),
         ("prism", {"num_key_value_heads": 2}, "`num_key_value_heads` is not a field of PrismConfig"),
-        ("prism", {"noise_coefficient": 5}, "`noise_coefficient` must be a number from 0 to 1 .*got 5"),
+        ("prism", {"noise_coefficient": 5}, "`noise_coefficient` must be a number from -1 to 1 .*got 5"),
         ("momentum", {"momentum_stream": "k"}, "did you mean `momentum_streams`"),
         ("momentum", {"gamma": 1.0}, "did you mean `momentum_gamma`"),
         ("spherical", {"atention_routing": "uniform"}, "did you mean `attention_routing`"),
