@@ -36,6 +36,7 @@ from .control import examine_untrained, untrained_copy
 from .examine import check_causal, check_length, context_length, examine, examine_cyclic, read_windows
 from .report import write_report
 from .spherical import check_modulus
+from .view import view_text
 
 
 PROGRAM = "python -m modeling_prism.analysis"
@@ -275,6 +276,7 @@ def analyse(name: str, arguments: AnalysisArguments) -> Path:
     tokenizer = load_tokenizer(name, arguments)
     options = {"max_length": arguments.max_length, "memory_budget": int(arguments.memory_budget * 2**30)}
     found = examine(model, tokenizer, texts, name=names[0], **options)
+    found["view"] = view_text(model, tokenizer, texts[0], found, arguments.max_length)
     copies = {"seed": arguments.control_seed, "num_copies": arguments.control_copies}
     control = examine_untrained(model, tokenizer, texts, **copies, **options)
     others = []

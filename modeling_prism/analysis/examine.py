@@ -215,7 +215,7 @@ def examine(
         if family == "momentum":
             findings["momentum"] = response.measure_momentum(model, long)
         if family in ("prism", "momentum"):
-            with mechanism_off(model):
+            with steered(model, 0.0):
                 options |= {"attentions": False, "progress": stage("mechanism off")}
                 off = collect_windows(model, windows, [reducers.reduce_loss], **options)
             findings["loss with the mechanism off"] = reducers.loss_metrics(off, num_bytes)
@@ -224,25 +224,29 @@ def examine(
 
 
 @contextlib.contextmanager
-def mechanism_off(model: PreTrainedModel) -> Iterator[None]:
-    """Sets lambda of a Prism, or gamma of a Momentum, to 0; restores the model afterwards."""
+def steered(model: PreTrainedModel, value: float) -> Iterator[None]:
+    """
+    Sets a Prism's lambda to `value`, or multiplies a Momentum's gammas or a Spherical's scores by it; restores the
+    model afterwards. Any other model stays as it is.
+    """
     if family_of(model) == "prism":
         before = model.config.noise_coefficient
         try:
-            model.set_noise_coefficient(0.0)
+            model.set_noise_coefficient(value)
             yield
         finally:
             model.set_noise_coefficient(before)
-    else:
-        modules = response.rotary_layers(model)
-        gammas = [module.gamma for module in modules]
-        try:
-            for module in modules:
-                module.gamma = 0.0
-            yield
-        finally:
-            for module, gamma in zip(modules, gammas):
-                module.gamma = gamma
+        return
+    name = {"momentum": "gamma", "spherical": "scaling"}.get(family_of(model))
+    modules = [layer.self_attn for layer in model.base_model.layers] if name else []
+    before = [getattr(module, name) for module in modules]
+    try:
+        for module, trained in zip(modules, before):
+            setattr(module, name, value * trained)
+        yield
+    finally:
+        for module, trained in zip(modules, before):
+            setattr(module, name, trained)
 
 
 def measure_repeats(
@@ -337,8 +341,9 @@ def examine_cyclic(
         `accuracy` on all p * p inputs, and `accuracy by k` frequencies kept; energies per frequency (F,) of
         `embedding`, `unembedding` (as the head uses it), `logits` and, for Spherical, `W_U W_out`, the contribution of
         the last MLP's neurons to the logits; `explained by top 5` for each of them; the `top frequencies` of the
-        logits; `residues`, the length of the cycle; `residual`. The energies of `logits` exclude their mean over
-        inputs, which dominates before training. Products with 0 count only in `accuracy`.
+        logits; `residues`, the length of the cycle; `residual`; `clock` (see `spherical.clock`). The energies of
+        `logits` exclude their mean over inputs, which dominates before training. Products with 0 count only in
+        `accuracy`.
 
     Raises:
         ValueError: the model has too few tokens, or the modulus is not valid for the operation.
@@ -391,5 +396,6 @@ def examine_cyclic(
         },
         "top frequencies": spherical.top_frequencies(energies["logits"], 5).tolist(),
         "residual": reducers.residual_metrics(sums),
+        "clock": spherical.clock(tables["embedding"].double().cpu(), logits, order, energies["logits"]),
         "notes": [],
     }

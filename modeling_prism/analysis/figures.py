@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
@@ -141,7 +142,7 @@ def label_of(findings: dict) -> str:
 
 def series_style(index: int, count: int) -> dict:
     """Colour, marker and line of series `index` out of `count`, from dark to light."""
-    shade = plt.get_cmap(MAP)(0.85 * index / max(count - 1, 1))
+    shade = plt.get_cmap(MAP)(0.25 + 0.6 * index / max(count - 1, 1))
     return {"color": shade, "marker": MARKERS[index % 8], "linestyle": LINES[index % 4], "markersize": 4}
 
 
@@ -189,8 +190,8 @@ def plot_heads(findings: dict) -> Figure:
     figure, axes = new_figure((len(names) + 1) // 2, 2, height=max(1.5, min(0.27 * L + 0.75, 4)))
     for ax, name in zip(axes, names):
         values = findings["heads"][name]
-        # One scale, 0 to 1, makes shares comparable.
-        limits = {"vmin": 0, "vmax": 1} if HEAD_METRICS[name] == "share" else {"vmin": 0}
+        # One scale, 0 to 1, makes shares comparable; its root shows small ones.
+        limits = {"norm": PowerNorm(0.5, 0, 1)} if HEAD_METRICS[name] == "share" else {"vmin": 0}
         image = ax.imshow(values, cmap=MAP, aspect="auto", **limits)
         ax.grid(False)
         ax.set(title=f"{name} ({HEAD_METRICS[name]})", xlabel="head", ylabel="layer")
@@ -215,7 +216,7 @@ def two_sided(energies: Tensor, frequencies: Tensor) -> Tensor:
 
 
 def write_values(ax: Axes, values: Tensor, image):
-    """Writes each value into its cell, black on light and white on dark."""
+    """Writes each value into its cell, dark on light and light on dark, in shades that no page replaces."""
     for i, row in enumerate(values.tolist()):
         for j, value in enumerate(row):
             red, green, blue, _ = image.cmap(image.norm(value))
@@ -223,7 +224,7 @@ def write_values(ax: Axes, values: Tensor, image):
             text = (
                 f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2f}".removeprefix("0")
             )
-            ax.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+            ax.text(j, i, text, ha="center", va="center", fontsize=8, color="#fefefe" if dark else "#010101")
 
 
 @styled
@@ -318,6 +319,23 @@ def plot_induction(findings: dict, control: dict | None = None) -> Figure:
     ax.set_xticks(range(findings["layers"]))
     ax.set_title("induction on random repeats, one point per head")
     ax.legend()
+    return figure
+
+
+@styled
+def plot_maps(view: dict) -> Figure:
+    """The attention map of every head on one text (`view_text`), layers from top to bottom, on a square-root scale."""
+    maps = view["maps"][view["trained"]]
+    L, H, S, _ = maps.shape
+    edge = max(1, S // 24)
+    # (L, S, H, S): one image, with a gap between maps.
+    tiles = torch.nn.functional.pad(maps, (0, edge, 0, edge)).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
+    figure, (ax,) = new_figure(height=min(8, WIDTH * L / H + 0.6))
+    ax.imshow(tiles, cmap="Greys", vmin=0, vmax=255, aspect="auto", interpolation="none")
+    ax.grid(False)
+    ax.set(xlabel="head", ylabel="layer")
+    ax.set_xticks([(head + 0.5) * (S + edge) for head in range(H)], range(H))
+    ax.set_yticks([(layer + 0.5) * (S + edge) for layer in range(L)], range(L))
     return figure
 
 

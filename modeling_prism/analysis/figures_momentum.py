@@ -112,7 +112,7 @@ def plot_dc_ac(findings: dict, stream: str = "keys", layer: int = 0) -> Figure:
     axes[0].set(ylabel="energy with / without shear", xlabel="rotary plane (0 turns fastest)")
     from_zero(axes[0])
     axes[0].set_title(f"{stream} of layer {layer}: gain in energy")
-    axes[0].legend(ncols=2, fontsize=7, loc="center right")
+    axes[0].legend(ncols=2, fontsize=8, loc="center right")
     for suffix, style, label in (("", CONTROL, "without the shear"), ("_sheared", TRAINED, "with the shear")):
         dc, ac = table[f"received_dc{suffix}"], table[f"received_ac{suffix}"]
         axes[1].plot(x, dc / (dc + ac), label=label, **style)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from matplotlib.figure import Figure
 
-from .figures import CONTROL, TRAINED, Picture, drawing, label_of, new_figure, styled, whole_numbers
+from .figures import BANKS, CONTROL, TRAINED, Picture, drawing, label_of, new_figure, styled, whole_numbers
 from .sentences import FAMILIES
 
 
@@ -43,6 +43,25 @@ def plot_fourier(findings: dict, control: dict | None = None) -> Figure:
         axes[-1].legend(handles, names, loc="center")
     else:
         figure.legend(handles, names, loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled
+@drawing("task")
+def plot_clock(findings: dict) -> Figure:
+    """The residues as the embedding places them, in the plane of each of the strongest frequencies."""
+    clock = findings["clock"]
+    figure, axes = new_figure((len(clock["frequencies"]) + 1) // 2, 2, height=2.4)
+    for ax, frequency, circle in zip(axes, clock["frequencies"].tolist(), clock["circles"]):
+        x, y = circle.T
+        ax.plot(x, y, "o", color=BANKS["signal"]["color"], markersize=3)
+        for index in range(0, len(x), max(1, len(x) // 12)):
+            ax.annotate(
+                str(clock["residues"][index].item()), 1.15 * circle[index], ha="center", va="center", fontsize=8
+            )
+        ax.set(title=f"k = {frequency}", aspect="equal", xlabel="cosine", ylabel="sine")
+    for ax in axes[len(clock["frequencies"]) :]:
+        ax.remove()
     return figure
 
 

@@ -4,7 +4,6 @@ The report: one self-contained HTML page, its figures as PNG and SVG, and every 
 The model's family decides what it shows; `sentences.py` writes the sentences, `figures*.py` draw the figures.
 """
 
-import base64
 import contextlib
 import io
 import json
@@ -19,14 +18,39 @@ from pathlib import Path
 import jinja2
 import torch
 import transformers
+from markupsafe import Markup, escape
 
 from . import figures
 from .figures import Picture
 from .figures_momentum import filter_table, momentum_section
 from .figures_prism import bank_table, coherence_table, prism_section
-from .figures_spherical import fourier_section, task_table
+from .figures_spherical import fourier_section, plot_clock, task_table
 from .sentences import knows_its_texts, opening
+from .terms import first_terms
 from .verdicts import number
+from .view import page_data
+
+
+# Narrow enough for a telephone; a notebook's figures are wider.
+PAGE_WIDTH = 4.4
+# The colours of figures, which a page replaces by its own: a dark page has a light ink.
+THEME = {
+    "#000000": "var(--ink)",
+    "#ffffff": "var(--card)",
+    "#8c8c8c": "var(--muted)",
+    "#cccccc": "var(--line)",
+    "#e6e6e6": "var(--line)",
+    "#12355b": "var(--signal)",
+    "#e08a1e": "var(--noise)",
+}
+TEXT, CLOCK, LOSSES, BANKS, FILTER, FOURIER = (
+    "One text, token by token",
+    "The clock",
+    "Losses",
+    "Signal and noise",
+    "The filter",
+    "Fourier basis",
+)
 
 
 def heads_section(found: dict, control: dict) -> list[Picture]:
@@ -67,6 +91,12 @@ def heads_section(found: dict, control: dict) -> list[Picture]:
 def sections_of(found: dict, control: dict, others: Sequence[dict]) -> list[tuple[str, list[Picture]]]:
     """Titles and figures of a report, in reading order."""
     sections = []
+    if found.get("view", {}).get("maps") is not None:
+        caption = "The attention map of every head on this text: row t shows where token t looks."
+        sections.append((TEXT, [Picture("attention_maps", caption, figures.plot_maps(found["view"]))]))
+    if "task" in found:
+        caption = "Where the embedding places the residues, in the planes of the logits' five strongest frequencies."
+        sections.append((CLOCK, [Picture("clock", caption, plot_clock(found))]))
     if others and "loss" in found:
         pictures = []
         measured = [each for each in (found, *others) if knows_its_texts(each)]
@@ -82,11 +112,11 @@ def sections_of(found: dict, control: dict, others: Sequence[dict]) -> list[tupl
         if pictures:
             sections.append(("Comparison", pictures))
     if "prism" in found:
-        sections.append(("Signal and noise", prism_section(found, control)))
+        sections.append((BANKS, prism_section(found, control)))
     if "momentum" in found:
-        sections.append(("The filter", momentum_section(found)))
+        sections.append((FILTER, momentum_section(found)))
     if "task" in found:
-        sections.append(("Fourier basis", fourier_section(found, control)))
+        sections.append((FOURIER, fourier_section(found, control)))
     if pictures := heads_section(found, control):
         sections.append(("Heads", pictures))
     caption = (
@@ -124,12 +154,28 @@ def to_json(value):
             return {"real": to_json(value.real), "imaginary": to_json(value.imag)}
         return to_json(value.tolist())
     if isinstance(value, dict):
-        return {str(key): to_json(item) for key, item in value.items()}
+        # Maps and hands are as large as all the rest, and stand in the page.
+        return {str(key): to_json(item) for key, item in value.items() if key not in ("maps", "hands")}
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def tables_of(found: dict, control: dict, others: Sequence[dict]) -> dict[str, list[dict]]:
+    """The tables of a report, by the title of their section."""
+    tables = {}
+    if "loss" in found:
+        tables[LOSSES] = [model_table(found, control, others)]
+    if "task" in found:
+        tables[FOURIER] = [task_table(found, control, others)]
+    if "prism" in found:
+        banks = [bank_table(found, control)] if "banks" in found["prism"] else []
+        tables[BANKS] = [*banks, coherence_table(found, control)]
+    if "momentum" in found:
+        tables[FILTER] = [filter_table(found)]
+    return tables
 
 
 def draw(picture: Picture) -> dict[str, bytes]:
@@ -138,14 +184,75 @@ def draw(picture: Picture) -> dict[str, bytes]:
     with figures.plt.rc_context(figures.STYLE), warnings.catch_warnings():
         # Where no installed font has a character, a PNG shows a box; the SVG's text is drawn by whoever shows it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        picture.figure.set_figwidth(PAGE_WIDTH)
         for kind in ("png", "svg"):
             buffer = io.BytesIO()
-            metadata = {"Date": None} if kind == "svg" else None
+            metadata = dict.fromkeys(("Date", "Creator", "Format", "Type")) if kind == "svg" else None
             picture.figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
             files[f"{picture.name}.{kind}"] = buffer.getvalue()
             # Reuse the layout: computing it again takes half the time.
             picture.figure.set_layout_engine("none")
     return files
+
+
+def inline(svg: str, caption: str) -> Markup:
+    """A figure's SVG as a part of the page, in the page's colours and as wide as its place."""
+    # Numbered names recur in every figure; those that are referred to are hashes of what they name.
+    svg = re.sub(r' id="[a-z]\w*_\d+"', "", svg[svg.index("<svg") :])
+    svg = re.sub(
+        r"<svg.*?(viewBox=\"[^\"]*\").*?>",
+        rf'<svg \1 role="img" aria-label="{escape(caption)}">',
+        svg,
+        count=1,
+        flags=re.DOTALL,
+    )
+    return Markup(re.sub("|".join(THEME), lambda colour: THEME[colour[0]], svg))
+
+
+def page_sections(found: dict, control: dict, others: Sequence[dict], known: set[str]) -> tuple[list[dict], dict]:
+    """
+    The sections of a page, with what `report.html` shows of each, and the files of the figures.
+
+    Args:
+        known: names of the terms that the page explains before; those of the sections are added.
+    """
+    pictures, tables = dict(sections_of(found, control, others)), tables_of(found, control, others)
+    view, sections, files = found.get("view"), [], {}
+    first = [
+        title for title in (TEXT if view else CLOCK, LOSSES) if title in pictures or title in tables or title == TEXT
+    ]
+    for title in dict.fromkeys([*first, *pictures]):
+        section = {"title": title, "id": title.split(",")[0].lower().replace(" ", "-"), "figures": []}
+        section["tables"] = tables.get(title, [])
+        for picture in pictures.get(title, []):
+            drawn = draw(picture)
+            files |= {f"figures/{name}": content for name, content in drawn.items()}
+            svg = inline(drawn[f"{picture.name}.svg"].decode(), picture.caption)
+            section["figures"].append({"name": picture.name, "caption": picture.caption, "svg": svg})
+        section["static"] = title in (TEXT, CLOCK)
+        if title == TEXT:
+            weights = [f"{min(1, bits / 8):.2f}" for bits in view["bits"][view["trained"]].tolist()]
+            means = [f"{bits[1:].mean():.2f}" for bits in view["bits"]]
+            section |= {"tokens": list(zip(view["tokens"], weights)), "settings": list(zip(view["settings"], means))}
+            section |= {"mechanism": view["mechanism"], "trained": view["trained"], "maps": view["maps"] is not None}
+        if title == CLOCK:
+            section["modulus"] = found["residues"]
+        words = [figure["caption"] for figure in section["figures"]]
+        words += [
+            cell
+            for table in section["tables"]
+            for row in ([table["title"], *table["header"]], *table["rows"])
+            for cell in row
+        ]
+        section["terms"] = first_terms([title, section.get("mechanism", ""), *words], known)
+        sections.append(section)
+    return sections, files
+
+
+def script_data(found: dict) -> Markup | None:
+    """What the page's script reads, as JSON in which no token can end the script; or None."""
+    data = page_data(found)
+    return data and Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def write_files(out: Path, files: dict[str, bytes]) -> None:
@@ -212,35 +319,18 @@ def write_report(found: dict, control: dict, out: str | Path, others: Sequence[d
             notes.append(
                 f"{other['name']} and {found['name']} have different tokenizers: {what}. Its heads are left out."
             )
-    files, sections = {}, []
-    for title, pictures in sections_of(found, control, others):
-        shown = []
-        for picture in pictures:
-            drawn = draw(picture)
-            files |= {f"figures/{name}": content for name, content in drawn.items()}
-            source = base64.b64encode(drawn[f"{picture.name}.svg"]).decode()
-            source = f"data:image/svg+xml;base64,{source}"
-            shown.append({"name": picture.name, "caption": picture.caption, "source": source})
-        sections.append({"title": title, "figures": shown})
-    tables = [model_table(found, control, others)] if "loss" in found else []
-    if "task" in found:
-        tables.append(task_table(found, control, others))
-    if "banks" in found.get("prism", {}):
-        tables.append(bank_table(found, control))
-    if "prism" in found:
-        tables.append(coherence_table(found, control))
-    if "momentum" in found:
-        tables.append(filter_table(found))
-    sentences = opening(found, control)
-    environment = jinja2.Environment(autoescape=True)
-    template = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
-    page = template.render(
+    sentences, known = opening(found, control), set()
+    terms = first_terms(sentences, known)
+    sections, files = page_sections(found, control, others, known)
+    environment = jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(Path(__file__).parent))
+    page = environment.get_template("report.html").render(
         title=f"Inside {found['name']}",
         opening=sentences,
+        terms=terms,
         notes=notes,
-        tables=tables,
         sections=sections,
         footer=footer_text(found),
+        data=script_data(found),
     )
     numbers = {"opening": sentences, "notes": notes, "model": found, "control": control, "others": list(others)}
     numbers["files"] = sorted(files)

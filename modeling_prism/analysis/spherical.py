@@ -82,6 +82,39 @@ def accuracy_by_top_k(
     return {k: accuracy(keep_frequencies(logits, top_frequencies(energies, k)), labels) for k in ks}
 
 
+def clock(embedding: Tensor, logits: Tensor, order: Tensor, energies: Tensor, num_frequencies: int = 5) -> dict:
+    """
+    How a model of a task modulo a number would add angles: its residues as points on circles, and its answers as hands
+    of clocks, one per frequency k. A model that computes with k puts residue number a of the cycle at the angle
+    2 pi k a / n, and the hand for (a, b) at 2 pi k (a + b) / n.
+
+    Args:
+        embedding: (V, d), one row per token.
+        logits: (n * n, n), for all pairs of residues in ascending order, over the residues in cyclic order.
+        order: the n residues in cyclic order (n,).
+        energies: of the logits (F,), to choose the strongest frequencies.
+
+    Returns:
+        `residues` (n,), which is `order`; `frequencies` (K,); `circles` (K, n, 2), the embedding in the plane of each
+        frequency, with a root-mean-square radius of 1; `hands` (n, n, K), complex, the conjugate of the logits'
+        Fourier coefficient for residues number a and b of the cycle, without its mean over inputs.
+
+    Source: the clock of Nanda et al., arXiv 2301.05217.
+    """
+    n, frequencies = len(order), top_frequencies(energies, num_frequencies)
+    rows = embedding[order] - embedding[order].mean(0)
+    angles = 2 * torch.pi * torch.outer(frequencies, torch.arange(n)).double() / n
+    circles = []
+    for angle in angles:
+        plane = torch.stack((angle.cos(), angle.sin())) @ rows
+        points = rows @ torch.linalg.pinv(plane)
+        circles.append(points / points.square().sum(-1).mean().sqrt().clamp(min=1e-12))
+    hands = torch.fft.rfft(logits - logits.mean(0), dim=-1)[:, frequencies].conj()
+    rank = order - order.min()
+    hands = hands.unflatten(0, (n, n))[rank][:, rank]
+    return {"residues": order, "frequencies": frequencies, "circles": torch.stack(circles), "hands": hands}
+
+
 def check_modulus(modulus: int, operation: str = "add") -> None:
     """
     Raises `ValueError` unless the residues of the modulus, a scalar, form a cycle under the operation: addition needs
