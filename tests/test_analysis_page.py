@@ -79,6 +79,7 @@ LAYOUT = """() => {
     outside: shown.filter((e) => right(e) > innerWidth + 1).map((e) => e.id || e.className || e.tagName),
     cut: shown.filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.id || e.className || e.tagName),
     figures: [...document.querySelectorAll("figure")].filter((e) => e.offsetParent).map((e) => e.id),
+    cropped: texts.filter((e) => right(e) > right(e.ownerSVGElement) + 1).map((e) => e.textContent),
     unnamed: [...document.querySelectorAll("svg")].filter((e) => !e.ariaLabel && !e.ariaHidden).length,
     smallest: Math.min(...texts.map(size)),
   };
@@ -99,7 +100,9 @@ class TestInABrowser:
         page = opened(out, width, color_scheme=scheme)
         seen = page.evaluate(LAYOUT)
         assert page.said == []
-        assert seen["width"] <= width and seen["outside"] == seen["cut"] == [] and seen["unnamed"] == 0
+        assert (
+            seen["width"] <= width and seen["outside"] == seen["cut"] == seen["cropped"] == [] and seen["unnamed"] == 0
+        )
         # The picture that stands in for the script is not shown beside it.
         files = {file.stem for file in (out / "figures").glob("*.png")}
         assert set(seen["figures"]) == files - {"attention_maps", "clock"}

@@ -137,7 +137,7 @@ def label_of(findings: dict) -> str:
     name = "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in findings["name"]
     )
-    return name if len(name) <= 36 else f"{name[:17]}…{name[-18:]}"
+    return name if len(name) <= 28 else f"{name[:13]}…{name[-14:]}"
 
 
 def series_style(index: int, count: int) -> dict:
@@ -198,8 +198,8 @@ def plot_heads(findings: dict) -> Figure:
         ax.set_xticks(range(0, H, math.ceil(H / 8)))
         ax.set_yticks(range(0, L, math.ceil(L / 8)))
         figure.colorbar(image, ax=ax, shrink=0.9)
-        # Room for three characters of 7 pt per cell.
-        if L * H <= 64 and H <= 8:
+        # Room for three characters of 8 pt per cell.
+        if L * H <= 64 and H <= 4:
             write_values(ax, values, image)
         if "prism" in findings:
             ax.axvline(findings["prism"]["signal heads"] - 0.5, color="white", linewidth=2)
@@ -279,7 +279,7 @@ def plot_residual(findings: dict, control: dict | None = None) -> Figure:
         ("effective rank", "dimensions", "effective rank"),
         ("entropy", "nats", "matrix entropy"),
         ("coding rate", "nats", "coding rate R(Z)"),
-        ("angle", "degrees", "angle by which a layer turns a token"),
+        ("angle", "degrees", "angle turned by a layer"),
     ]
     handles = []
     for ax, (name, unit, title) in zip(axes, panels):

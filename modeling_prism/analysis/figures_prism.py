@@ -36,20 +36,19 @@ def plot_banks(findings: dict, control: dict | None = None) -> Figure:
                 x = 2.4 * group + (bank == "noise")
                 values = values.flatten()
                 style = {**BANKS[bank], "linestyle": "", "alpha": 0.7}
-                ax.plot(x + jitter(len(values)), values, **style)
+                ax.plot(x + jitter(len(values)), values, label=f"{bank} heads", **style)
                 ax.plot([x - 0.3, x + 0.3], [values.mean()] * 2, color="black", linewidth=1.5)
-                ticks.append((x, bank))
-            ax.text(
-                2.4 * group + 0.5, 1.0, label, transform=ax.get_xaxis_transform(), ha="center", va="top", fontsize=8
-            )
+            ticks.append((2.4 * group + 0.5, label))
         split = findings["prism"]["banks"][name]
         effect = f"δ = {split['cliffs_delta']:+.2f}, {probability(split['adjusted_p'])}"
         ax.set_title(f"{name}\n{effect}", fontsize=8)
-        ax.set_xticks([x for x, _ in ticks], [bank for _, bank in ticks])
+        ax.set_xticks([x for x, _ in ticks], [label for _, label in ticks])
         ax.set_ylabel(HEAD_METRICS[name])
         ax.margins(y=0.2)
     for ax in axes[len(names) :]:
         ax.remove()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles[:2], labels[:2], loc="outside upper center", ncols=2)
     return figure
 
 
@@ -116,13 +115,13 @@ def plot_rope_bands(findings: dict) -> Figure:
         axes[0].plot(planes, published, color="0.6", linestyle=":", linewidth=3, zorder=1, label=label)
         kernel = rope_kernel(rope["frequencies"] * 2 * math.pi, lags)
         axes[1].plot(lags, kernel, label=bank, markevery=0.1, **style)
-    axes[0].set(title="wavelength of the rotary planes", xlabel="plane", ylabel="wavelength (tokens)")
+    axes[0].set(title="wavelength by plane", xlabel="plane", ylabel="wavelength (tokens)")
     log_scale(axes[0], "y")
     whole_numbers(axes[0])
     axes[0].axhline(findings["max length"], color="black", linewidth=0.6, linestyle=":")
     axes[0].text(0, findings["max length"], " window", va="bottom", fontsize=8)
-    axes[1].set(title="score of two equal vectors", xlabel="lag (tokens)", ylabel="relative to lag 0")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    axes[1].set(title="score of equal vectors", xlabel="lag (tokens)", ylabel="relative to lag 0")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 

@@ -17,13 +17,13 @@ def plot_fourier(findings: dict, control: dict | None = None) -> Figure:
     figure, axes = new_figure((len(labels) + 2) // 2, 2, height=2.3)
     for ax, label in zip(axes, labels):
         x = torch.arange(1, len(findings[label]))
-        ax.bar(x, findings[label][1:], color="0.25", width=0.8, label=label_of(findings))
+        ax.bar(x, findings[label][1:], color=BANKS["signal"]["color"], width=0.8, label=label_of(findings))
         if control is not None:
             ax.plot(x, control[label][1:], color="0.55", linestyle="--", label="untrained copy")
         share = findings["explained by top 5"][label]
         ax.set(
-            title=f"{label}: its top 5 hold {share:.1%}",
-            xlabel=f"frequency (turns in {findings['residues']} residues)",
+            title=f"{label}\ntop 5 hold {share:.1%}",
+            xlabel=f"turns in {findings['residues']} residues",
             ylabel="share of energy",
         )
         whole_numbers(ax)

@@ -222,7 +222,8 @@ async function readClock() {
     said.textContent = `${residues[a]} ${product ? "×" : "+"} ${residues[b]} = ${residues[right]}. The ${K} frequencies together answer ${residues[answer]}${answer === right ? "." : ", which is wrong."}`;
   }
   for (const input of inputs) input.addEventListener("input", show);
-  find("clock").replaceChildren(make("div", { className: "chips" }, ...labels.map(([element]) => element)), said, faces, bars);
+  find("clock").replaceChildren(make("div", { className: "chips" }, ...labels.map(([element]) => element)), said, faces, bars,
+    make("p", { className: "scale" }, `Residues from ${residues[ascending[0]]} to ${residues[ascending[n - 1]]}; the answer of the clocks is the tallest bar.`));
   show();
 }
 

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .collect import prepared, run_batch
-from .examine import context_length, family_of, read_windows, steered
+from .examine import family_of, read_windows, steered
 from .reducers import angle_between
 from .verdicts import number
 
@@ -86,21 +86,15 @@ def kinds_of(heads: dict | None, shape: tuple[int, int]) -> list[tuple[str, list
 
 @torch.no_grad()
 def view_text(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    found: dict,
-    max_length: int | None = None,
-    progress: bool = True,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, found: dict, progress: bool = True
 ) -> dict:
     """
     Reads one text at every setting of the model's mechanism.
 
     Args:
         model, tokenizer: as for `examine`.
-        text: of two tokens or more; its first 256 tokens are read, or as many as `MAP_BYTES` allow.
+        text: of two tokens or more; it is cut to the windows of `found`, or to what `MAP_BYTES` allow.
         found: the findings of `examine`, which say what each head does.
-        max_length: most tokens to read. Default: the model's positions, at most 256.
         progress: show a progress bar.
 
     Returns:
@@ -115,7 +109,7 @@ def view_text(
     """
     family, attentions = family_of(model), "repeats" in found
     values, labels, trained = settings_of(model)
-    length = max_length or context_length(model)
+    length = found["max length"]
     if attentions:
         triangles = MAP_BYTES / (len(values) * found["layers"] * found["heads per layer"])
         length = min(length, max(4, int(math.sqrt(2 * triangles))))
