@@ -1,6 +1,7 @@
 """What the README tells people to run, runs; the commands of all READMEs parse."""
 
 import importlib
+import json
 import re
 import shlex
 import subprocess
@@ -37,6 +38,11 @@ PYTHON = {
     for name, text in TEXTS.items()
     for index, code in enumerate(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
 }
+NOTEBOOK = json.loads((ROOT / "modeling_prism/analysis/look_inside.ipynb").read_text(encoding="utf-8"))
+CODE_CELLS = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
+PYTHON["look_inside.ipynb"] = "\n".join("".join(cell["source"]) for cell in CODE_CELLS).replace(
+    "../../outputs", "outputs"
+)
 ANALYSIS = sorted(
     {
         command
@@ -207,6 +213,16 @@ def test_the_report_is_written(command, trained, tmp_path, monkeypatch):
 def test_the_table_of_tools_is_that_of_the_results():
     text = TEXTS["modeling_prism/README.md"]
     assert fill(text, make_blocks()) == text and "| fails |" not in text
+
+
+def test_the_notebook_shows_its_figures():
+    shown = [output for cell in CODE_CELLS for output in cell["outputs"]]
+    assert all(cell["execution_count"] for cell in CODE_CELLS) and not any(
+        each["output_type"] == "error" for each in shown
+    )
+    assert sum("image/png" in each.get("data", {}) for each in shown) >= 9
+    text = json.dumps(NOTEBOOK)
+    assert len(text) < 800_000 and "site-packages" not in text
 
 
 def test_there_is_something_to_run():

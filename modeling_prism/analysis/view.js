@@ -109,10 +109,11 @@ async function readText() {
   function paint() {
     for (const [canvas, head] of thumbnails) {
       const [red, green, blue] = getComputedStyle(canvas).color.match(/\d+/g);
-      const image = new ImageData(tokens.length, tokens.length);
+      const image = new ImageData(tokens.length, tokens.length), pixels = new Uint32Array(image.data.buffer);
+      const colour = red | (green << 8) | (blue << 16);
       let place = (setting * layers * heads + head) * triangle;
       for (let query = 0; query < tokens.length; query++) {
-        for (let key = 0; key <= query; key++) image.data.set([red, green, blue, maps[place++]], 4 * (query * tokens.length + key));
+        for (let key = 0; key <= query; key++) pixels[query * tokens.length + key] = colour | (maps[place++] << 24);
       }
       canvas.getContext("2d").putImageData(image, 0, 0);
     }
