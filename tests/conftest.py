@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from training.experiments import __main__ as experiments
 from training.experiments.common import jobs
 from training.tasks.stories import stories
 
@@ -72,3 +73,16 @@ def in_this_process(monkeypatch):
     monkeypatch.setattr(jobs, "ProcessPoolExecutor", lambda processes, **_: ThreadPoolExecutor(processes))
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def run_experiment(tmp_path):
+    """(name, **options) -> rows of results.jsonl: an experiment on the command line, in folders below `tmp_path`."""
+
+    def run(name, **options):
+        options = {"jobs": 1, "output_dir": tmp_path / "runs", "results_dir": tmp_path / "results", **options}
+        lists = {option: value if isinstance(value, list) else [value] for option, value in options.items()}
+        experiments.main([name, *(str(word) for option, words in lists.items() for word in (f"--{option}", *words))])
+        return jobs.read_results(options["results_dir"])
+
+    return run

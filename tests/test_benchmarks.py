@@ -11,7 +11,7 @@ from training.stacked import Stack
 
 pytestmark = pytest.mark.experiment
 
-SMALL = {"models": 2, "rounds": 2, "steps": 1, "warmup": 0, "device": "cpu"}
+SMALL = {"models": 2, "rounds": 2, "steps": 1}
 HEADER = {"date", "hardware", "torch", "transformers", "python", "revision"}
 
 
@@ -61,9 +61,6 @@ def get_causal_lm(model: torch.nn.Module) -> torch.nn.Module:
             r"`experiments` must be one or more of induction, recall, grokking, got \['chess'\]",
         ),
         ({"models": 0}, "`models` must be at least 1, got 0"),
-        ({"threads": 0}, "`threads` must be at least 1"),
-        ({"warmup": -1}, "`warmup` must be at least 0, got -1"),
-        ({"warmup": 0, "torch_compile": True}, "`warmup` must be at least 1, got 0"),
     ],
 )
 def test_stacking_refuses(options, message):

@@ -1,5 +1,6 @@
 """Experiments, end to end at toy size: they go on where they stopped and write what their READMEs show."""
 
+import dataclasses
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from training.experiments import __main__ as experiments
 from training.experiments.common import arguments, stacks
 from training.experiments.common.arguments import CommandArguments, SmallRunArguments, parse
 from training.experiments.common.jobs import read_results, run_jobs
-from training.experiments.common.readme import Claim, fill, make_claim_table, markers, wrap
+from training.experiments.common.readme import fill, markers, wrap
 from training.experiments.common.statistics import (
     at_best_rate,
     first_step_at,
@@ -43,24 +44,9 @@ pytestmark = pytest.mark.experiment
 ROOT = Path(__file__).parent.parent
 
 
-def test_prism_vs_baselines(tmp_path, corpus, toy_recipe, in_checkout, in_this_process, capsys):
-    command = [
-        "prism_vs_baselines",
-        "--jobs",
-        "1",
-        "--recipe",
-        toy_recipe(),
-        "--dataset_name",
-        corpus,
-        "--arms",
-        "prism-tiny",
-        "llama-tiny",
-    ]
-    command += ["--max_steps", "1", "--learning_rates", "1e-3", "1e-2", "--seeds", "0", "1"]
-    command += ["--output_dir", tmp_path / "runs", "--results_dir", tmp_path / "results"]
-    command = list(map(str, command))
-    experiments.main(command)
-    rows = [json.loads(line) for line in (tmp_path / "results" / "results.jsonl").read_text().splitlines()]
+def test_prism_vs_baselines(run_experiment, tmp_path, corpus, toy_recipe, in_checkout, in_this_process, capsys):
+    options = {"recipe": toy_recipe(), "dataset_name": corpus, "arms": ["prism-tiny", "llama-tiny"], "max_steps": 1}
+    rows = run_experiment("prism_vs_baselines", **options, learning_rates=[1e-3, 1e-2], seeds=[0, 1])
     assert len(rows) == 2 * (2 + 1)
     # The second seed ran at the rate that did better with the first.
     for arm in ("prism-tiny", "llama-tiny"):
@@ -70,13 +56,6 @@ def test_prism_vs_baselines(tmp_path, corpus, toy_recipe, in_checkout, in_this_p
     table = (tmp_path / "results" / "table.md").read_text()
     assert table in capsys.readouterr().out and table.count("\n") == 4
     assert (tmp_path / "results" / "bits_per_byte.png").stat().st_size > 10_000
-
-    # A second call repeats nothing.
-    finished = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").glob("*/*/model.safetensors")}
-    for job in (tmp_path / "runs").glob("*.json"):
-        job.unlink()
-    experiments.main(command)
-    assert finished == {file: file.stat().st_mtime_ns for file in finished} and len(finished) == 6
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
@@ -99,27 +78,15 @@ SMALL_EXPERIMENTS = {
 }
 
 
-def command_line(options: dict) -> list[str]:
-    return [
-        word
-        for name, values in options.items()
-        for word in (f"--{name}", *map(str, values if isinstance(values, list) else [values]))
-    ]
-
-
 @pytest.mark.parametrize("name", SMALL_EXPERIMENTS)
-def test_small_experiment(name, tmp_path, capsys, request, monkeypatch):
+def test_small_experiment(name, run_experiment, tmp_path, capsys, request, monkeypatch):
     options, jobs, figure = SMALL_EXPERIMENTS[name]
     written = ["table.md", figure]
     monkeypatch.setattr(scaling_report, "RESAMPLES", 200)
     # One of them as users run it.
     if name != "induction":
         request.getfixturevalue("in_this_process")
-    folders = {"output_dir": tmp_path / "runs", "results_dir": tmp_path / "results"}
-    command = [name, "--jobs", "1", *command_line({**options, **jobs, **folders})]
-    experiments.main(command)
-    results = tmp_path / "results"
-    rows = [json.loads(line) for line in (results / "results.jsonl").read_text().splitlines()]
+    results, rows = tmp_path / "results", run_experiment(name, **options, **jobs)
     # A run for each rate with the first seed, and one with the second.
     gammas = len(options.get("gammas", [0]))
     (keys,) = jobs.values()
@@ -137,7 +104,9 @@ def test_small_experiment(name, tmp_path, capsys, request, monkeypatch):
     table = (results / written[0]).read_text()
     assert table in capsys.readouterr().out and table.startswith("| ")
     settings = json.loads((results / "settings.json").read_text())
-    assert settings["max_steps"] == 6 and not any(key in settings for key in (*jobs, *folders, "jobs"))
+    assert settings["max_steps"] == 6 and not any(
+        key in settings for key in (*jobs, "output_dir", "results_dir", "jobs")
+    )
 
     # A second call repeats nothing, and finished jobs leave no checkpoints.
     def finished():
@@ -147,13 +116,11 @@ def test_small_experiment(name, tmp_path, capsys, request, monkeypatch):
     assert len(before) == len(keys) and all(file.endswith(".json") for file in before)
     for file in written:
         (results / file).unlink()
-    experiments.main(command)
-    assert finished() == before
-    assert rows == [json.loads(line) for line in (results / "results.jsonl").read_text().splitlines()]
+    assert run_experiment(name, **options, **jobs) == rows and finished() == before
     assert (results / written[0]).read_text() == table and all((results / file).stat().st_size for file in written)
 
     with pytest.raises(ValueError, match=r"other settings, \(then, now\): {'batch_size': \(4, 5\)}.*--output_dir"):
-        experiments.main([*command, "--batch_size", "5"])
+        run_experiment(name, **{**options, **jobs, "batch_size": 5})
 
     # The report alone, from the rows.
     for file in written:
@@ -285,32 +252,42 @@ def test_jobs_begun_under_other_settings_are_refused(tmp_path, in_this_process):
     "arguments,options,message",
     [
         (CommandArguments, {"jobs": 0}, "`jobs` must be at least 1, got 0"),
-        (SmallRunArguments, {"seeds": []}, "`seeds` must hold one or more"),
         (SmallRunArguments, {"seeds": [0, 0]}, r"`seeds` must .* all different, got \[0, 0\]"),
         (SmallRunArguments, {"seeds": [0, -2]}, "`seeds` must lie between 0 and .*, got -2"),
-        (SmallRunArguments, {"learning_rates": [0.1, 0.1]}, "`learning_rates` must .* all different"),
         (SmallRunArguments, {"learning_rates": [0.1, float("nan")]}, "`learning_rates` must be positive .* got nan"),
         (SmallRunArguments, {"learning_rates": [float("inf")]}, "`learning_rates` must be positive and finite"),
         (SmallRunArguments, {"initializer_range": 0.0}, "`initializer_range` must be positive and finite"),
         (SmallRunArguments, {"hidden_size": 33}, r"`hidden_size`=33 must be a multiple of 2 \* .*=4"),
-        (SmallRunArguments, {"num_attention_heads": 0}, "`num_attention_heads` must be at least 1"),
         (SmallRunArguments, {"device": "tpu"}, "`device` must be 'cpu', 'cuda' or .*, got 'tpu'"),
         (SmallRunArguments, {"max_steps": 7, "eval_steps": 2}, "`max_steps`=7 must be a multiple of `eval_steps`=2"),
-        (induction.Arguments, {"arms": ["both-1", "nobody"]}, r"unknown names \['nobody'\]; known are one-l"),
         (induction.Arguments, {"num_queries": 32}, "`num_queries` must be 1 to 31"),
         (recall_scaling.Arguments, {"gammas": [0, 1, 2]}, "`gammas` must be finite, at least three"),
-        (recall_scaling.Arguments, {"gammas": [1, 2, 2, 3]}, "`gammas` must hold .* different"),
         (recall_scaling.Arguments, {"gammas": [1, 2, 3, float("inf")]}, "`gammas` must be finite"),
         (recall_scaling.Arguments, {"depths": [1, 0]}, "`depths` must be at least 1"),
-        (recall_scaling.Arguments, {"depths": []}, "`depths` must hold one or more"),
         (prism_vs_baselines.Arguments, {"arms": ["llama"]}, r"`arms` has unknown names \['llama'\]; known are "),
-        (prism_vs_baselines.Arguments, {"max_steps": 0}, "`max_steps` must be at least 1"),
         (recall_scaling.Arguments, {"num_pairs": 9}, "9 pairs .* raise `length`"),
     ],
 )
 def test_bad_options_are_refused(arguments, options, message, in_checkout):
     with pytest.raises(ValueError, match=message):
         arguments(**options)
+
+
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+def test_lists_hold_known_values_once_and_numbers_begin_at_1(name, in_checkout):
+    options = experiments.module_of(name, "run").Arguments
+    for field in dataclasses.fields(options):
+        if field.default_factory is not dataclasses.MISSING:
+            values = field.default_factory()
+            for wrong in ([], [*values, values[0]]):
+                with pytest.raises(ValueError, match=f"`{field.name}` must hold one or more values, all different"):
+                    options(**{field.name: wrong})
+        if field.name == "arms":
+            with pytest.raises(ValueError, match=r"`arms` has unknown names \['nobody'\]; known are "):
+                options(arms=["nobody"])
+        if field.name.startswith(("max_", "num_", "batch_", "hidden_", "eval_", "save_")):
+            with pytest.raises(ValueError, match=f"`{field.name}` must be .*got 0"):
+                options(**{field.name: 0})
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch):
@@ -398,13 +375,6 @@ def test_paragraphs_and_items_are_wrapped():
     assert text == "A b c.\n\n- " + " ".join(59 * "d") + "\n  d\n- e f\n\ng\n\n"
 
 
-def test_the_table_of_claims():
-    table = make_claim_table([Claim("one does", "confirmed", "0.9", "induction")])
-    assert table.splitlines()[2] == (
-        "| one does | confirmed | 0.9 | [induction](training/experiments/induction/README.md) |"
-    )
-
-
 # What is made of the rows
 
 
@@ -463,13 +433,6 @@ def test_the_best_gamma_at_an_end_is_that_end():
     assert scaling_report.find_best_gamma(GRID, np.array([0, 1, 1, 0, 0, 0])) == pytest.approx(0.5**0.5)
 
 
-def test_the_law_is_recovered():
-    depths = [1, 2, 4, 8]
-    factor, exponent, r_squared = scaling_report.fit_law(depths, 4.17 * np.array(depths) ** -0.74)
-    assert (factor, exponent, r_squared) == pytest.approx((4.17, -0.74, 1))
-    assert scaling_report.fit_law(depths, np.array([1.0, 3.0, 1.0, 3.0]))[2] < 0.5
-
-
 def scaling_rows(spread: float, depths=(1, 2, 4), gammas=(0.0, *GRID)) -> list[dict]:
     """Rows whose best gamma is 3 * N ** -0.5; the rate 0.2 is worse by far; seeds differ in where the best is."""
     rows = []
@@ -516,19 +479,6 @@ def test_analyse_recovers_a_known_law(monkeypatch):
     assert "law" not in scaling_report.analyse(few)
     assert "fitted" not in scaling_report.make_tables(few)
     scaling_report.plot_best_gamma(few)
-
-
-def test_the_induction_table():
-    rows = [
-        {"arm": arm, "learning_rate": rate, "seed": seed, "accuracy": accuracy, "mean_accuracy": accuracy}
-        | {"steps_to_lock_in": 100 if accuracy > 0.5 else None, "steps_to_master": None}
-        | {"prefix_matching": [[0.1, accuracy], [0.2, 0.0]], "repeats_loss": 4.0}
-        for arm, high in (("a", 0.8), ("b", 0.4))
-        for rate, seed, accuracy in ((0.1, 0, high), (0.2, 0, 0.1), (0.1, 1, high + 0.1))
-    ]
-    lines = induction_report.make_tables(rows).splitlines()
-    assert lines[2] == "| a | 0.1 | 2 of 2 | 100 [100, 100] | never | 0.850 ± 0.071 | 0.85 | 4.00 |"
-    assert lines[3] == "| b | 0.1 | 0 of 2 | never | never | 0.450 ± 0.071 | 0.45 | 4.00 |"
 
 
 # The arms of the induction experiment
@@ -644,13 +594,6 @@ def test_a_learned_shift_starts_as_llama(states, ids):
     torch.testing.assert_close(sheared[..., 4:], (0.5 * states + 0.5 * previous)[..., 4:])
 
 
-def test_a_learned_shift_learns():
-    model = induction.build(TOY_ARGUMENTS, "keys-learned", seed=0)
-    stacks.answer_loss(model, *stacks.answers_of(*TOY_ARGUMENTS.draw(8, seed=0), "cpu")).backward()
-    gradient = model.causal_lm.model.layers[0].self_attn.head_gamma.grad
-    assert gradient.shape == (2,) and (gradient != 0).all()
-
-
 @torch.no_grad()
 def test_a_smeared_key_is_a_convex_mix(states):
     attention = attention_of("keys-smeared")
@@ -664,12 +607,3 @@ def test_a_smeared_key_is_a_convex_mix(states):
         torch.testing.assert_close(sheared, share * states + (1 - share) * previous)
         between = torch.minimum(states, previous) - 1e-5, torch.maximum(states, previous) + 1e-5
         assert (sheared >= between[0]).all() and (sheared <= between[1]).all()
-
-
-@torch.no_grad()
-def test_the_shift_of_an_arm_is_that_of_its_streams(ids):
-    """Of a control too: with keys alone sheared, the queries are Llama's."""
-    for name, arm in ARMS.items():
-        attention = attention_of(name)
-        assert (attention.streams, attention.placement) == (arm.streams, arm.placement)
-        assert attention.gamma.item() == pytest.approx(arm.gamma) and "gamma" in dict(attention.named_buffers())

@@ -11,7 +11,9 @@ import torch
 from families import (
     CASES,
     DEFAULT_CASES,
+    DOCUMENTS,
     PAD,
+    PADDINGS,
     ROUTING_CASES,
     STATE_CASES,
     TOLERANCE,
@@ -26,7 +28,13 @@ from families import (
 )
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import DynamicCache, StaticCache
-from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionCacheLayerMixin, StaticLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicLayer,
+    LinearAttentionCacheLayerMixin,
+    LinearAttentionLayer,
+    StaticLayer,
+)
 
 from modeling_prism.state_spherical import RunningMeanLayer
 
@@ -80,6 +88,29 @@ def chunked_error(model, cache_name, seed, call=call):
 @pytest.mark.parametrize("case", CASES)
 def test_padded_chunks_then_tokens_equal_plain_runs(case, cache_name, attn_implementation, seed):
     assert chunked_error(case.model(attn_implementation=attn_implementation), cache_name, seed) < TOLERANCE
+
+
+@pytest.mark.parametrize("positions", [True, False], ids=["positions", "mask_alone"])
+@pytest.mark.parametrize("cuts", [(2,), (5,), (8,), (9,), (3, 5, 8, 9), range(1, 11)], ids=str)
+@pytest.mark.parametrize("pad", PADDINGS)
+@pytest.mark.parametrize("cache_name", CACHES)
+@pytest.mark.parametrize("case", ROUTING_CASES)
+@torch.no_grad()
+def test_chunks_of_any_padding_equal_plain_runs(case, cache_name, pad, cuts, positions):
+    """With left padding to 11 tokens the documents start at 0, 8 and 4: before, in and after a chunk."""
+    if not positions and pad is not left_pad and case.family_name != "spherical":
+        pytest.skip("without position ids, distances of RoPE count the padding between tokens")
+    model = case.model()
+    ids, mask = pad(DOCUMENTS)
+    size = {"max_cache_len": 24} if cache_name == "static" else {}
+    cache = CACHES[cache_name](config=model.config, **size)
+    pieces, bounds = [], [0, *cuts, ids.shape[1]]
+    for start, end in zip(bounds, bounds[1:]):
+        places = positions_from_mask(mask)[:, start:end] if positions else None
+        pieces.append(call(model, ids[:, start:end], mask[:, :end], places, cache))
+    logits = torch.cat(pieces, dim=1)
+    for row, document in enumerate(DOCUMENTS):
+        assert_near(logits[row, mask[row].bool()], model(document[None], use_cache=False).logits[0])
 
 
 def positions_restart_in_every_chunk(model, ids, attention_mask, position_ids, cache):
@@ -316,24 +347,6 @@ def test_a_cache_may_be_used_for_the_next_turn(case):
     assert second[0, turn.shape[1] :].tolist() == plain_loop(model, [turn[0]], greedy, new_tokens=5)[0]
 
 
-@pytest.mark.parametrize("broken_call", ["positions", "mask"])
-@pytest.mark.parametrize("case", DEFAULT_CASES)
-def test_negative_control_generate_notices_wrong_arguments(case, broken_call, monkeypatch):
-    model = generation_model(case)
-    expected = plain_loop(model, prompts(), greedy)
-    forward = model.model.forward
-
-    def broken(input_ids=None, position_ids=None, attention_mask=None, **kwargs):
-        if broken_call == "positions" and kwargs.get("past_key_values") is not None:
-            position_ids = torch.arange(input_ids.shape[1]).expand_as(input_ids)
-        if broken_call == "mask":
-            attention_mask = None
-        return forward(input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, **kwargs)
-
-    monkeypatch.setattr(model.model, "forward", broken)
-    assert generate(model, prompts()) != expected
-
-
 @pytest.mark.parametrize("case", ROUTING_CASES)
 def test_a_conversation_in_a_batch_goes_on_from_a_kept_cache(case):
     """The second turns follow first turns of different lengths: the mask has holes."""
@@ -389,3 +402,74 @@ def test_negative_control_beams_keep_each_others_state(case, monkeypatch):
     assert generate(model, prompts(), num_beams=3) == expected
     monkeypatch.setattr(LinearAttentionCacheLayerMixin, "reorder_cache", lambda self, beam_idx: None)
     assert generate(model, prompts(), num_beams=3) != expected
+
+
+# Cropping
+
+
+@pytest.mark.parametrize("case", [*STATE_CASES, pytest.param(Case("momentum", "per_layer"), id="momentum-per_layer")])
+@torch.no_grad()
+def test_cropping_restores_the_state(case):
+    model, ids = case.model(), random_ids(1, 11)
+    expected = model(ids).logits
+
+    def recording():
+        cache = DynamicCache(config=model.config)
+        cache.activate_past_recording()
+        return cache
+
+    cache = recording()
+    if case.family_name == "spherical":
+        # Layers of transformers cannot be cropped before their first token.
+        cache.crop(0)
+    model(ids[:, :5], past_key_values=cache)
+    for removed in (0, 1, 3, 4):
+        model(random_ids(1, 4, seed=removed), past_key_values=cache)
+        cache.crop(-4)
+        logits = model(torch.cat((ids[:, 5:6], random_ids(1, 3)), dim=1), past_key_values=cache).logits
+        assert_near(logits[:, :1], expected[:, 5:6])
+        cache.crop(-4)
+    model(ids[:, 5:], past_key_values=cache)
+    cache.crop(-6)
+    assert cache.get_seq_length() == 5
+    assert_near(model(ids[:, 5:], past_key_values=cache).logits, expected[:, 5:])
+    # Cropped to nothing, and no longer recording.
+    cache = recording()
+    model(ids[:, :5], past_key_values=cache)
+    cache.crop(-5)
+    assert cache.get_seq_length() == 0
+    for layer in cache.layers:
+        layer.record_past = False
+    for start, end in ((0, 4), (4, 11)):
+        assert_near(model(ids[:, start:end], past_key_values=cache).logits, expected[:, start:end])
+    # Nothing was recorded here.
+    cache = model(ids).past_key_values
+    with pytest.raises(RuntimeError, match="activate_past_recording"):
+        cache.crop(-2)
+    # Recorded from the second call on: the state of the first is gone.
+    cache = DynamicCache(config=model.config)
+    model(ids[:, :5], past_key_values=cache)
+    cache.activate_past_recording()
+    model(ids[:, 5:7], past_key_values=cache)
+    with pytest.raises(ValueError, match="cropped to before it began recording|further back than it recorded"):
+        cache.crop(-4)
+        model(ids[:, 3:], past_key_values=cache)
+
+
+@pytest.mark.parametrize(
+    "case, layer",
+    [(Case("momentum", "default"), LinearAttentionLayer), (Case("spherical", "uniform"), RunningMeanLayer)],
+)
+def test_negative_control_the_state_is_not_cropped(case, layer, monkeypatch):
+    def keep_the_last(self, tokens_to_remove):
+        self.cumulative_length = getattr(self, "cumulative_length", 0) - abs(tokens_to_remove)
+        self.conv_states = {index: state[..., -1:] for index, state in self.conv_states.items()}
+
+    monkeypatch.setattr(layer, "crop", keep_the_last)
+    model = generation_model(case)
+    wrong = []
+    for seed in range(3):
+        stranger = case.model(seed=5 + seed, tie_word_embeddings=False)
+        prompt = [random_ids(9, seed=seed)]
+        wrong.append(generate(model, prompt, assistant_model=stranger) != plain_loop(model, prompt, greedy))
+    assert any(wrong)

@@ -14,7 +14,6 @@ from modeling_prism import PrismConfig, PrismForCausalLM
 from modeling_prism.analysis import heads, untrained_copy
 from modeling_prism.analysis.collect import Batch
 from training.data import DataArguments, load_texts, train_tokenizer
-from training.experiments import __main__ as experiments
 from training.experiments.common.jobs import read_results
 from training.experiments.common.statistics import by_arm
 from training.experiments.head_specialisation import measure, report, run
@@ -93,24 +92,6 @@ def test_the_first_token_is_taken_away():
     # All attention on the first token leaves none, which is not the greatest distance.
     A[..., 3, :] = torch.tensor([1.0, 0, 0, 0])
     assert measure.without_first_token(batch_of(A)).attentions[0][0, 0, 2].tolist() == [0, 0, 1]
-
-
-def test_distance_without_the_first_token_does_not_see_the_sink():
-    """The same attention under different sinks: the plain distance grows with the sink, the other one stays."""
-    S = 32
-    A = torch.rand(2, 1, S, S, generator=torch.Generator().manual_seed(0)).tril()
-    A[..., 0] = 0
-    A[..., 1:, :] /= A[..., 1:, :].sum(-1, keepdim=True)
-    plain, without = [], []
-    for sink in (0.0, 0.3, 0.9):
-        with_sink = (1 - sink) * A
-        with_sink[..., 0] = sink
-        with_sink[..., 0, 0] = 1
-        batch = batch_of(with_sink)
-        plain.append(heads.attention_distance(with_sink).mean().item())
-        without.append(heads.attention_distance(measure.without_first_token(batch).attentions[0]).mean().item())
-    assert plain[0] < plain[1] < plain[2] - 3
-    assert without == pytest.approx([without[0]] * 3)
 
 
 def test_figures_are_those_of_the_maps():
@@ -245,20 +226,6 @@ def test_effect_is_paired_by_seed():
     assert effect.mean("trained", "signal") == 7 and effect.mean("untrained", "noise") == 0
 
 
-def test_banks_dealt_at_random_have_no_difference():
-    """The negative control: over all ways to deal the heads to banks, effects cancel; swapped banks turn the sign."""
-    values = [1.0, 5, 2, 9, 4, 4]
-    dealt = [
-        bank_metric([[values[i] for i in (*signal, *sorted(set(range(6)) - set(signal)))]], 3)
-        for signal in itertools.combinations(range(6), 3)
-    ]
-    assert sum(bank.difference for bank in dealt) == pytest.approx(0)
-    assert sum(bank.cliffs_delta for bank in dealt) == pytest.approx(0)
-    assert max(bank.difference for bank in dealt) > 3
-    one, other = bank_metric([values], 3), bank_metric([values[3:] + values[:3]], 3)
-    assert one.difference == -other.difference != 0 and one.cliffs_delta == -other.cliffs_delta != 0
-
-
 def test_slope_over_bases():
     """Differences of 1, 2 and 6 ln(signal base / noise base) in three seeds, whose models share an offset."""
 
@@ -282,38 +249,6 @@ def test_slope_over_bases():
     assert report.make_base_line({**unfinished, "default": effect("default", seeds=(1,))}, 2) == ""
 
 
-def test_effect_table():
-    def effect(*trained):
-        count = len(trained)
-        return Effect(
-            list(range(count)),
-            [BankMetric(1, 0, 0.5)] * count,
-            [BankMetric(2 + value, 0.5, 1) for value in trained],
-            [BankMetric(1, 0.5, 0.25)] * count,
-        )
-
-    arms = {"default": effect(0, 1, 2), "lambda-0": effect(3, 4, 8), "lambda-fixed": effect(1, 2, 3)}
-    table = report.make_effect_table(arms, 1).splitlines()
-    assert table[0].endswith("| added, less default's (95 %) | added, less lambda-fixed's (95 %) |")
-    assert {line.count("|") for line in table} == {11}
-    assert table[2] == (
-        "| default | 1.0, 0.0 | 3.0, 0.5 | +2.5 (+0.0 to +5.0) | +1.5 (-1.0 to +4.0) | +0.5, +1.5, +2.5 "
-        "| +0.5 (+0.5 to +0.5) | +0.50, +1.00, +0.25 |  |  |"
-    )
-    # Paired by seed: 3, 3 and 6, 4 +- t(0.975, 2) * 1; 2, 2 and 5.
-    assert table[3].endswith(
-        "| +3.5, +4.5, +8.5 | +0.5 (+0.5 to +0.5) | +0.50, +1.00, +0.25 | +4.0 (-0.3 to +8.3) | +3.0 (-1.3 to +7.3) |"
-    )
-    # `lambda-fixed` is compared with the default alone, as is an arm that differs from it in more than lambda.
-    assert table[4].endswith("| +1.0 (+1.0 to +1.0) |  |")
-    other = report.make_effect_table({**arms, "R-1": effect(1, 2, 3)}, 1).splitlines()[5]
-    assert other.endswith("| +1.0 (+1.0 to +1.0) |  |")
-    # One seed, nothing to compare with: no intervals.
-    assert report.make_effect_table({"lambda-1": effect(1)}, 1).splitlines()[2] == (
-        "| lambda-1 | 1.0, 0.0 | 3.0, 0.5 | +2.5 | +1.5 | +1.5 | +0.5 | +0.50, +1.00, +0.25 |  |  |"
-    )
-
-
 def test_arms_that_are_compared_with_lambda_fixed_differ_in_lambda_alone():
     fixed = ARMS["lambda-fixed"]
     alike = [
@@ -328,27 +263,19 @@ def test_arms_that_are_compared_with_lambda_fixed_differ_in_lambda_alone():
 
 
 @pytest.fixture
-def command(tmp_path, corpus, toy_recipe, in_this_process):
+def command(run_experiment, corpus, toy_recipe, in_this_process):
     """At toy size, in this process: (options) -> rows of results.jsonl."""
 
     def call(learning_rate=1e-2, **options):
-        options = {
-            "recipe": toy_recipe(learning_rate=learning_rate), "dataset_name": corpus, "config_overrides": TOY,
-            "max_steps": 3, "num_windows": 4, "jobs": 1, "arms": "default", "seeds": "0",
-            "output_dir": tmp_path / "runs", "results_dir": tmp_path / "results", **options,
-        }  # fmt: skip
-        experiments.main(
-            ["head_specialisation"]
-            + [word for name, value in options.items() for word in (f"--{name}", *str(value).split())]
-        )
-        lines = (tmp_path / "results" / "results.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        toy = {"recipe": toy_recipe(learning_rate=learning_rate), "dataset_name": corpus, "config_overrides": TOY}
+        toy |= {"max_steps": 3, "num_windows": 4, "arms": "default", "seeds": 0}
+        return run_experiment("head_specialisation", **{**toy, **options})
 
     return call
 
 
 def test_the_command_writes_data_tables_and_plots_and_repeats_nothing(command, corpus, tmp_path, capsys):
-    options = {"arms": "default lambda-1", "seeds": "0 2"}
+    options = {"arms": ["default", "lambda-1"], "seeds": [0, 2]}
     rows = command(**options)
     assert [(row["arm"], row["seed"]) for row in rows] == list(itertools.product(("default", "lambda-1"), (0, 2)))
     for row in rows:
@@ -373,28 +300,11 @@ def test_the_command_writes_data_tables_and_plots_and_repeats_nothing(command, c
     plots = [results / f"{name}.png" for name in ("differences", "layers")]
     assert all(plot.stat().st_size > 10_000 for plot in plots)
 
-    def finished():
-        return {file: file.stat().st_mtime_ns for file in (*runs.glob("*/model.safetensors"), *runs.glob("*.json"))}
-
-    before = finished()
-    assert len(before) == 4 + 4
-    for file in (results / "table.md", *plots):
-        file.unlink()
-    assert command(**options) == rows and finished() == before
-    assert (results / "table.md").read_text() == table and all(plot.is_file() for plot in plots)
-    # The report alone, from the data.
-    (results / "table.md").unlink()
-    experiments.main(["head_specialisation", "--report", "--results_dir", str(results)])
-    assert (results / "table.md").read_text() == table
-
     # Trained but not measured: it is measured, not trained again.
+    trained = {file: file.stat().st_mtime_ns for file in runs.glob("*/model.safetensors")}
     (runs / "lambda-1-seed2.json").unlink()
-    assert command(**options) == rows
-    assert {name: time for name, time in finished().items() if name.suffix != ".json"} == {
-        name: time for name, time in before.items() if name.suffix != ".json"
-    }
-    with pytest.raises(ValueError, match=r"other settings, \(then, now\): {'num_windows': \(4, 5\)}"):
-        command(**options, num_windows=5)
+    assert command(**options) == rows and len(trained) == 4
+    assert trained == {file: file.stat().st_mtime_ns for file in runs.glob("*/model.safetensors")}
 
 
 def test_the_untrained_copy_is_what_training_began_with(command, tmp_path):
@@ -407,23 +317,6 @@ def test_the_untrained_copy_is_what_training_began_with(command, tmp_path):
     for seed, same in ((3, True), (4, False)):
         weights = untrained_copy(model, seed).state_dict()
         assert all((weights[name] == value).all() for name, value in saved.items()) == same
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"arms": ["default", "nobody"]}, r"`arms` has unknown names \['nobody'\]; known are default, "),
-        ({"arms": []}, "`arms` must hold one or more"),
-        ({"arms": ["R-1", "R-1"]}, "`arms` must .* all different"),
-        ({"seeds": []}, "`seeds` must hold one or more"),
-        ({"seeds": [1, 1]}, r"`seeds` must .* all different, got \[1, 1\]"),
-        ({"max_steps": 0}, "`max_steps` must be at least 1"),
-        ({"num_windows": -1}, "`num_windows` must be at least 1"),
-    ],
-)
-def test_bad_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        run.Arguments(**options)
 
 
 @pytest.mark.parametrize(

@@ -8,19 +8,14 @@ import torch
 from families import (
     CASES,
     COMMON,
-    DOCUMENTS,
     TOLERANCE,
     VISIBLE,
     Case,
     assert_near,
-    leaves,
     left_pad,
     logits_error,
-    loss_of,
     positions_from_mask,
     random_ids,
-    right_pad,
-    scatter_padding,
 )
 from test_generation import generate, generation_model, greedy, plain_loop, prompts
 from transformers import (
@@ -32,7 +27,7 @@ from transformers import (
     QuantizedCache,
     StaticCache,
 )
-from transformers.cache_utils import LinearAttentionCacheLayerMixin, LinearAttentionLayer
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from modeling_prism import MomentumConfig, MomentumForCausalLM, MomentumForSequenceClassification, reference
 
@@ -49,34 +44,11 @@ CACHES = {
 # The equations
 
 
-@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("case", MOMENTUM_CASES)
-def test_logits_and_gradients_equal_the_reference(case, attn_implementation):
-    model = case.model(attn_implementation=attn_implementation)
-    weights, ids = leaves(model), random_ids(2, 11)
-    expected = reference.momentum_logits(weights, model.config, ids)
-    logits = model(ids).logits
-    for output in (expected, logits):
-        # The shear lifts gradients to about 10: back to about 1, where 1e-5 is ten roundings of fp32.
-        (loss_of(output) / 8).backward()
-
-    assert_near(logits, expected)
-    for name, parameter in model.named_parameters():
-        assert weights[name].grad.abs().max() > 1e-2, f"the test cannot see an error in {name}"
-        assert_near(parameter.grad, weights[name].grad, msg=name)
-
-
 @pytest.mark.parametrize("layers", [1, 2, 4])
 def test_the_published_gamma_equals_the_reference(layers):
     model = DEFAULT.model(momentum_gamma=None, num_hidden_layers=layers, initializer_range=0.08)
     assert logits_error(model) < TOLERANCE
     assert model.config.momentum_gamma == pytest.approx(4.17 * layers**-0.74)
-
-
-@pytest.mark.compile
-@pytest.mark.parametrize("case", [MOMENTUM_CASES[0], MOMENTUM_CASES[3]])
-def test_flex_attention_equals_the_reference(case):
-    assert logits_error(case.model(attn_implementation="flex_attention")) < TOLERANCE
 
 
 def two_tokens_back(x, gamma):
@@ -95,17 +67,6 @@ def smoothed(x, gamma):
 def test_negative_control_a_wrong_shear_does_not_match(monkeypatch, wrong):
     monkeypatch.setattr(reference, "shear", wrong)
     assert logits_error(DEFAULT.model()) > VISIBLE
-
-
-def test_streams_and_placements_are_different_functions():
-    ids, outputs = random_ids(2, 11), []
-    for streams in ("qk", "k", "q"):
-        for placement in ("post_rope", "pre_rope"):
-            model = DEFAULT.model(momentum_streams=streams, momentum_placement=placement)
-            outputs.append(model(ids).logits)
-    for index, logits in enumerate(outputs):
-        for other in outputs[:index]:
-            assert (logits - other).abs().max() > VISIBLE
 
 
 @pytest.mark.parametrize("gamma", [0.15, 0.8, 4.17, -0.4])
@@ -207,51 +168,10 @@ def test_no_parameters_are_added():
     assert MomentumForCausalLM(config).num_parameters() == llama.num_parameters()
 
 
-def test_published_gammas():
-    law = [MomentumConfig(**{**LLAMA, "num_hidden_layers": layers}).momentum_gamma for layers in (1, 2, 4)]
-    assert law == pytest.approx([4.17, 2.50, 1.495], abs=0.005)
-
-
 # Where a sequence starts
 
 
 # Without position ids, rotary distances count the padding between tokens: there is nothing to compare with.
-@pytest.mark.parametrize(
-    "pad, positions",
-    [(left_pad, True), (left_pad, False), (right_pad, True), (right_pad, False), (scatter_padding, True)],
-)
-@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("case", MOMENTUM_CASES)
-def test_padding_has_no_influence(case, attn_implementation, pad, positions):
-    model = case.model(attn_implementation=attn_implementation)
-    ids, mask = pad(DOCUMENTS)
-    arguments = {"attention_mask": mask, "position_ids": positions_from_mask(mask) if positions else None}
-    embeds = model.get_input_embeddings()(ids).detach().requires_grad_()
-    logits = model(inputs_embeds=embeds, **arguments).logits
-    for row, document in enumerate(DOCUMENTS):
-        assert_near(logits[row, mask[row].bool()], model(document[None]).logits[0])
-
-    (gradient,) = torch.autograd.grad(loss_of(logits[mask.bool()]), embeds)
-    assert gradient.isfinite().all() and gradient[~mask.bool()].eq(0).all()
-    for value in (1.0, -1e9):
-        other = torch.where(mask.bool()[..., None], embeds.detach(), torch.full_like(embeds, value))
-        changed = model(inputs_embeds=other, **arguments).logits
-        assert torch.equal(changed[mask.bool()], logits[mask.bool()])
-
-
-@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("case", MOMENTUM_CASES)
-def test_other_documents_have_no_influence(case, attn_implementation):
-    model = case.model(attn_implementation=attn_implementation)
-    lengths = [4, 1, 6]
-    ids, positions = random_ids(2, 11), torch.cat([torch.arange(length) for length in lengths])[None].expand(2, -1)
-    logits = model(ids, position_ids=positions).logits
-    for index, part in enumerate(logits.split(lengths, dim=1)):
-        others = torch.cat([torch.full((length,), index != other) for other, length in enumerate(lengths)])
-        embeds = model.get_input_embeddings()(ids).detach()
-        embeds[:, others] = 1e9
-        changed = model(inputs_embeds=embeds, position_ids=positions).logits
-        assert torch.equal(changed.split(lengths, dim=1)[index], part)
 
 
 def test_documents_told_apart_by_a_mask_of_four_dimensions():
@@ -266,41 +186,6 @@ def test_documents_told_apart_by_a_mask_of_four_dimensions():
 
 
 # The state
-
-
-@pytest.mark.parametrize("cuts", [(2,), (5,), (8,), (9,), (3, 5, 8, 9), range(1, 11)], ids=str)
-@pytest.mark.parametrize("pad", [left_pad, right_pad, scatter_padding])
-@pytest.mark.parametrize("cache_name", CACHES)
-@pytest.mark.parametrize("case", [MOMENTUM_CASES[0], MOMENTUM_CASES[3]])
-@torch.no_grad()
-def test_chunks_of_any_padding_equal_plain_runs(case, cache_name, pad, cuts):
-    """With left padding to 11 tokens the documents start at 0, 8 and 4: before, in and after a chunk."""
-    model = case.model()
-    ids, mask = pad(DOCUMENTS)
-    positions = positions_from_mask(mask)
-    cache = CACHES[cache_name](model)
-    pieces, bounds = [], [0, *cuts, ids.shape[1]]
-    for start, end in zip(bounds, bounds[1:]):
-        chunk = {"attention_mask": mask[:, :end], "position_ids": positions[:, start:end], "past_key_values": cache}
-        pieces.append(model(ids[:, start:end], **chunk).logits)
-    logits = torch.cat(pieces, dim=1)
-    for row, document in enumerate(DOCUMENTS):
-        assert_near(logits[row, mask[row].bool()], model(document[None], use_cache=False).logits[0])
-
-
-@torch.no_grad()
-def test_left_padding_by_the_mask_alone_in_chunks():
-    model = DEFAULT.model()
-    ids, mask = left_pad(DOCUMENTS)
-    for cache_name, make_cache in CACHES.items():
-        cache = make_cache(model)
-        pieces = [
-            model(ids[:, start:end], attention_mask=mask[:, :end], past_key_values=cache).logits
-            for start, end in ((0, 4), (4, 8), (8, 9), (9, 11))
-        ]
-        for row, document in enumerate(DOCUMENTS):
-            logits = torch.cat(pieces, dim=1)[row, -len(document) :]
-            assert_near(logits, model(document[None]).logits[0], msg=cache_name)
 
 
 @torch.no_grad()
@@ -324,62 +209,6 @@ def test_the_cache_holds_sheared_keys():
     plain = Case("momentum", "keys").model(momentum_gamma=0.0)(ids).past_key_values.layers[0].keys
     previous = torch.cat((plain[:, :, :1], plain[:, :, :-1]), dim=2)
     assert_near(sheared, plain + 0.8 * (plain - previous))
-
-
-@torch.no_grad()
-def test_a_cache_that_is_reset_starts_again():
-    model, ids = DEFAULT.model(), random_ids(2, 11)
-    for make_cache in CACHES.values():
-        cache = make_cache(model)
-        model(random_ids(2, 7, seed=5), past_key_values=cache)
-        cache.reset()
-        assert_near(model(ids, past_key_values=cache).logits, model(ids).logits)
-
-
-@torch.no_grad()
-def test_cropping_restores_the_state():
-    model, ids = Case("momentum", "per_layer").model(), random_ids(1, 11)
-    expected = model(ids).logits
-    cache = DynamicCache(config=model.config)
-    cache.activate_past_recording()
-    model(ids[:, :5], past_key_values=cache)
-    for removed in (0, 1, 3, 4):
-        model(random_ids(1, 4, seed=removed), past_key_values=cache)
-        cache.crop(-4)
-        logits = model(torch.cat((ids[:, 5:6], random_ids(1, 3)), dim=1), past_key_values=cache).logits
-        assert_near(logits[:, :1], expected[:, 5:6])
-        cache.crop(-4)
-    model(ids[:, 5:], past_key_values=cache)
-    cache.crop(-11)
-    assert cache.get_seq_length() == 0
-    assert_near(model(ids, past_key_values=cache).logits, expected)
-    # Nothing was recorded here.
-    cache = model(ids).past_key_values
-    with pytest.raises(RuntimeError, match="activate_past_recording"):
-        cache.crop(-2)
-    # Recorded from the second call on: the state of the first is gone.
-    cache = DynamicCache(config=model.config)
-    model(ids[:, :5], past_key_values=cache)
-    cache.activate_past_recording()
-    model(ids[:, 5:7], past_key_values=cache)
-    cache.crop(-4)
-    with pytest.raises(ValueError, match="cropped to before it began recording"):
-        model(ids[:, 3:], past_key_values=cache)
-
-
-def test_negative_control_the_state_is_not_cropped(monkeypatch):
-    def keep_the_last(self, tokens_to_remove):
-        for index, state in self.conv_states.items():
-            self.conv_states[index] = state[..., -1:]
-
-    monkeypatch.setattr(LinearAttentionLayer, "crop", keep_the_last)
-    model = generation_model(DEFAULT)
-    wrong = []
-    for seed in range(3):
-        stranger = DEFAULT.model(seed=5 + seed, tie_word_embeddings=False)
-        prompt = [random_ids(9, seed=seed)]
-        wrong.append(generate(model, prompt, assistant_model=stranger) != plain_loop(model, prompt, greedy))
-    assert any(wrong)
 
 
 def test_assisted_by_llama_and_assisting_llama(tmp_path):

@@ -162,14 +162,10 @@ def test_commands_parse(command, parse):
     ("command", "error", "message"),
     [
         ("training.experiments bode --arm momentum", ValueError, "not used .*--arm'"),
-        ("training.experiments bode --arms momentun", ValueError, "unknown names"),
-        ("training.experiments bodes --arms momentum", ValueError, "no experiment 'bodes'; did you mean 'bode'"),
-        ("training.experiments head_specialisation --report --seeds 1", ValueError, "not used .*--seeds"),
         ("training.pretrain configuration/recipes/quickstart.yaml --learning_rates 1", ValueError, "learning_rates"),
         ("training.pretrain configuration/recipes/quickstart.yaml --init_from x", AssertionError, "from scratch, or"),
         ("training.benchmarks.throughput configuration/models/lama-tiny", AssertionError, "lama-tiny is not there"),
         ("training.benchmarks.stacking --models eight", SystemExit, "2"),
-        ("training.tell", SystemExit, "2"),
         ("modeling_prism.analysis --texts stories.txt", SystemExit, "2"),
     ],
 )

@@ -288,19 +288,3 @@ def test_stacked_momentum_models_are_the_package_s(ids):
         other = MomentumForCausalLM(MomentumConfig(**sizes, momentum_gamma=GAMMAS[index - 1]))
         AnswersOnly(other).load_state_dict(stack.unstack(index))
         assert (logits[index] - other(ids).logits).abs().max() > 1e-3
-
-
-def test_stacked_momentum_models_learn_as_alone(ids):
-    stack = momentum_stack()
-    alone = [small_momentum(SMALL, seed, VOCAB_SIZE, LENGTH, gamma, layers=2) for seed, gamma in enumerate(GAMMAS)]
-    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-2) for model in alone]
-    batch = (ids, every_place(ids)[:, :-1], ids[:, 1:])
-    for _ in range(5):
-        losses = stack.step(*(part.expand(len(GAMMAS), *part.shape) for part in batch))
-        for index, (model, optimizer) in enumerate(zip(alone, optimizers)):
-            optimizer.zero_grad()
-            loss = answer_loss(model, *batch)
-            loss.backward()
-            optimizer.step()
-            torch.testing.assert_close(losses[index], loss.detach(), atol=1e-4, rtol=0)
-    assert_same(stack.buffers["causal_lm.model.layers.1.self_attn.gamma"], torch.tensor(GAMMAS))

@@ -82,11 +82,6 @@ def test_recall_lists_pairs_and_asks_for_each_once(length, num_pairs, vocab_size
     assert (np.take_along_axis(input_ids, places, axis=1) != input_ids[:, 0 : 2 * num_pairs : 2]).any()
 
 
-def test_the_published_settings():
-    assert ZOOLOGY_SETTINGS == {64: 4, 128: 8, 256: 16, 512: 64}
-    assert (recall.ZOOLOGY_TRAIN_EXAMPLES, recall.ZOOLOGY_TEST_EXAMPLES) == (100_000, 3_000)
-
-
 def test_what_stands_between_the_questions():
     input_ids, labels = draw_recall(200, vocab_size=20, length=24, num_pairs=3, seed=0)
     zeros, same_labels = draw_recall(200, vocab_size=20, length=24, num_pairs=3, seed=0, random_non_queries=False)

@@ -14,7 +14,6 @@ import sys
 import tarfile
 import tempfile
 import types
-from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -24,14 +23,6 @@ import torch
 CHECKOUT = Path(__file__).resolve().parents[2]
 CACHE = CHECKOUT / ".transformers-tests"
 MODEL_TESTS = Path(__file__).with_name("model_tests.py")
-
-# Tests that may fail, under the name that pytest -k takes, each with the reason. One that passes must leave the list.
-EXCEPTIONS = {
-    "test_generation_tester_mixin_inheritance": (
-        "wants GenerationTesterMixin among the bases, which the source distribution lacks; "
-        "generation has tests of its own in tests/"
-    ),
-}
 
 # `ConfigTester` sets these on a config and reads them back; transformers keeps the list in a module it does not ship.
 CONFIG_COMMON_KWARGS = {
@@ -93,67 +84,14 @@ def register_tests(path: Path) -> None:
     register("transformers_tests.utils.test_configuration_utils", config_common_kwargs=CONFIG_COMMON_KWARGS)
 
 
-class Outcomes:
-    """pytest plugin that keeps one outcome a test: the worst of its set-up, call, subtests and clean-up."""
-
-    severity = ("passed", "skipped", "failed")
-
-    def __init__(self):
-        self.by_test = {}
-        self.collection_failed = False
-
-    def pytest_collectreport(self, report):
-        self.collection_failed |= report.failed
-
-    def pytest_runtest_logreport(self, report):
-        # A test whose subtests were skipped in part has passed; one whose subtests failed has failed.
-        if isinstance(report, pytest.SubtestReport) and not report.failed:
-            return
-        known = self.by_test.get(report.nodeid, "passed")
-        self.by_test[report.nodeid] = max(known, report.outcome, key=self.severity.index)
-
-
-def summarize(outcomes: dict[str, str]) -> tuple[str, list[str]]:
-    """
-    Args:
-        outcomes (`dict[str, str]`): outcome (`"passed"`, `"failed"` or `"skipped"`) by pytest node id.
-
-    Returns:
-        the report to print, and what is wrong: a line for each failure that is not in `EXCEPTIONS`, and for each entry
-        of it that passed everywhere.
-    """
-    counts, excepted, problems = defaultdict(Counter), defaultdict(set), []
-    for nodeid, outcome in outcomes.items():
-        class_name, test_name = nodeid.split("::")[-2:]
-        if test_name in EXCEPTIONS:
-            excepted[test_name].add(outcome)
-        if outcome == "failed" and test_name in EXCEPTIONS:
-            outcome = "excepted"
-        elif outcome == "failed":
-            problems.append(f"failed: {class_name}::{test_name}")
-        counts[class_name][outcome] += 1
-    problems += [f"passes, remove it from EXCEPTIONS: {name}" for name, seen in excepted.items() if seen == {"passed"}]
-
-    columns = ("passed", "failed", "excepted", "skipped")
-    lines = ["", f"{'family and mixin':<40}" + "".join(f"{column:>10}" for column in columns)]
-    for class_name, counter in counts.items():
-        lines.append(f"{class_name:<40}" + "".join(f"{counter[column]:>10}" for column in columns))
-    lines += [f"excepted {name}: {EXCEPTIONS[name]}" for name in excepted]
-    return "\n".join(lines + problems), problems
-
-
 def main(arguments: list[str]) -> int:
     register_tests(fetch_tests())
     # The models are tiny: threads would cost more than they give.
     torch.set_num_threads(1)
-    outcomes = Outcomes()
     # The project's own pytest options do not fit: transformers uses markers of its own and warns a lot.
     options = ["-q", "--no-header", "--tb=short", "--noconftest", "-o", "addopts=", "-p", "no:cacheprovider"]
     options += ["--disable-warnings", "--override-ini", "filterwarnings=ignore"]
-    pytest.main([*options, str(MODEL_TESTS), *arguments], plugins=[outcomes])
-    report, problems = summarize(outcomes.by_test)
-    print(report)
-    return int(bool(problems) or outcomes.collection_failed or not outcomes.by_test)
+    return pytest.main([*options, str(MODEL_TESTS), *arguments])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """
 Compares training a `Stack` of small models with training the same models one at a time, in one process.
 
-    python -m training.benchmarks.stacking --models 8 --layers 1 --torch_compile --output stacking.json
+    python -m training.benchmarks.stacking --models 8 --torch_compile --output stacking.json
 
 Models, batches and thread count are the experiments' defaults: `induction` (sheared keys), `recall` and `grokking`
 (addition on the sphere). AdamW trains each model on one batch, drawn in advance: one model at a time with
@@ -9,8 +9,9 @@ Models, batches and thread count are the experiments' defaults: `induction` (she
 seed-step is one step of one model. In `grokking`, a single model runs its full forward pass over three positions; the
 stack computes only what the read-out needs.
 
-Each round times every way, in rotating order. Ratios are taken within a round; the result keeps their median and
-extremes. Extremes that lie far apart mean a busy machine and a worthless ratio.
+One thread, as in the experiments. Each round times every way, in rotating order, after one that is discarded. Ratios
+are taken within a round; the result keeps their median and extremes. Extremes that lie far apart mean a busy machine
+and a worthless ratio.
 """
 
 import copy
@@ -33,6 +34,8 @@ from training.benchmarks.throughput import (
     spread,
     write_result,
 )
+from training.experiments.common.arguments import check_device, check_positive
+from training.experiments.common.readme import make_table as make_text_table
 from training.experiments.common.stacks import answer_loss, answers_of, small_momentum
 from training.experiments.grokking import run as grokking
 from training.experiments.induction import run as induction
@@ -51,31 +54,20 @@ class StackingArguments:
         default_factory=lambda: list(SETTINGS), metadata={"help": "Of: induction, recall, grokking."}
     )
     models: int = field(default=8, metadata={"help": "Models per stack."})
-    layers: int = field(default=1, metadata={"help": "Layers per model; grokking always has one."})
     rounds: int = field(default=5, metadata={"help": "Measurements per way to train."})
     steps: int = field(default=10, metadata={"help": "Steps per model and measurement."})
-    warmup: int = field(default=1, metadata={"help": "Measurements to discard first."})
-    threads: int = field(default=1, metadata={"help": "Threads; the experiments use one per process."})
     torch_compile: bool = field(
         default=False, metadata={"help": "Also time a compiled stack; on a CPU this needs a C++ compiler."}
     )
-    device: str = field(
-        default="auto", metadata={"help": "'cpu', 'cuda', 'cuda:1', ...; 'auto' picks CUDA if available."}
-    )
+    device: str = field(default="cpu", metadata={"help": "'cpu' or 'cuda'."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
 
     def __post_init__(self):
         unknown = [name for name in self.experiments if name not in SETTINGS]
         if unknown or not self.experiments:
             raise ValueError(f"`experiments` must be one or more of {', '.join(SETTINGS)}, got {self.experiments}.")
-        # The first measurement of a compiled stack times the compiler.
-        least_warmup = 1 if self.torch_compile else 0
-        for name in ("models", "layers", "rounds", "steps", "threads", "warmup"):
-            least = least_warmup if name == "warmup" else 1
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
-        if self.device == "auto":
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        check_positive(self, "models", "rounds", "steps")
+        check_device(self.device)
 
 
 @dataclass
@@ -92,12 +84,8 @@ def prepare_momentum(options, fields: dict, arguments: StackingArguments) -> tup
     """The same models twice: one at a time, and stacked."""
     options = options(torch_compile=arguments.torch_compile, device=arguments.device)
     seeds = range(arguments.models)
-    models = [
-        small_momentum(options, seed, options.vocab_size, options.length, 1.0, arguments.layers, **fields).to(
-            arguments.device
-        )
-        for seed in seeds
-    ]
+    models = [small_momentum(options, seed, options.vocab_size, options.length, 1.0, 1, **fields) for seed in seeds]
+    models = [model.to(arguments.device) for model in models]
     batches = [answers_of(*options.draw(options.batch_size, seed=seed), arguments.device) for seed in seeds]
     return Way(copy.deepcopy(models), answer_loss, batches), Way(models, answer_loss, batches)
 
@@ -154,9 +142,9 @@ def prepare_stack(stack: Stack, batches: list[tuple], steps: int) -> Callable[[]
 def measure(ways: dict[str, Callable[[], None]], arguments: StackingArguments) -> dict[str, dict]:
     """Times every way in interleaved rounds; returns, per way, the spread of seconds, rate and ratio."""
     synchronize = make_synchronize(torch.device(arguments.device))
+    # The first call of a compiled stack times the compiler.
     for run in ways.values():
-        for _ in range(arguments.warmup):
-            run()
+        run()
     rounds = {name: [] for name in ways}
     for name in interleaved(list(ways), arguments.rounds):
         synchronize()
@@ -184,7 +172,7 @@ def run_benchmark(arguments: StackingArguments) -> dict:
         and, in `ways`, medians, extremes and ratios).
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
     header = describe_run(arguments.device)
     experiments = {}
     for name in arguments.experiments:
@@ -213,17 +201,16 @@ def format_report(result: dict) -> str:
     """The result of `run_benchmark` as markdown: a header and a table."""
     arguments = result["arguments"]
     lines = [f"- {key}: {value}" for key, value in result["header"].items()]
-    lines += ["- " + ", ".join(f"{option} {arguments[option]}" for option in ("models", "layers", "rounds", "steps"))]
+    lines += ["- " + ", ".join(f"{option} {arguments[option]}" for option in ("models", "rounds", "steps"))]
     lines += [f"- medians of {arguments['rounds']} rounds; ratios to {result['reference']}: median (min to max)", ""]
-    lines += ["| experiment | parameters per model | trained | seed-steps/s | ratio |"]
-    lines += ["| --- | ---: | --- | ---: | ---: |"]
-    for name, experiment in result["experiments"].items():
-        for way, entry in experiment["ways"].items():
-            lines += [
-                f"| {name} | {experiment['parameters']:,} | {way} | {entry['seed_steps_per_second']['median']:,.1f} "
-                f"| {format_ratio(entry['ratio'])} |"
-            ]
-    return "\n".join(lines)
+    cells = [
+        [name, way, f"{experiment['parameters']:,}", f"{entry['seed_steps_per_second']['median']:,.1f}"]
+        + [format_ratio(entry["ratio"])]
+        for name, experiment in result["experiments"].items()
+        for way, entry in experiment["ways"].items()
+    ]
+    heads = ["experiment", "trained", "parameters per model", "seed-steps/s", "ratio"]
+    return "\n".join(lines) + "\n" + make_text_table(heads, cells, text=2).strip()
 
 
 def main(argv: list[str]) -> None:

@@ -43,6 +43,8 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, HfArgumentParser, PreTrainedModel, StaticCache
 
 import modeling_prism  # noqa: F401  (registers the models of this package)
+from training.experiments.common.arguments import check_positive
+from training.experiments.common.readme import make_table
 from training.flops import forward_flops_per_token, training_flops_per_token
 from training.loading import override_config
 from training.model_card import code_revision
@@ -87,9 +89,7 @@ class ThroughputArguments:
                 f"`models` must name at least two folders, got {self.models}. Peers of equal size are in "
                 "configuration/models."
             )
-        for name in ("batch_size", "rounds", "steps", "decode_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        check_positive(self, "batch_size", "rounds", "steps", "decode_tokens")
         if self.warmup < 0:
             raise ValueError(f"`warmup` must be at least 0, got {self.warmup}.")
         if self.decode_tokens >= self.sequence_length:
@@ -457,28 +457,20 @@ def format_report(result: dict) -> str:
     lines = [f"- {key}: {value}" for key, value in result["header"].items()]
     lines += ["- " + ", ".join(f"{option} {arguments[option]}" for option in options)]
     lines += [f"- medians of {arguments['rounds']} rounds; ratios to {result['reference']}: median (min to max)"]
+    heads = ["model", "parameters", "tokens/s", "ratio", "MFLOP/token", "GFLOP/s", "ratio", "causal ratio"]
     for phase, by_model in result["phases"].items():
-        lines += ["", f"### {phase.capitalize()}", ""]
-        lines += [
-            "| model | parameters | tokens/s | ratio | MFLOP/token | GFLOP/s | ratio | causal ratio | peak memory |"
-        ]
-        lines += ["| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
+        cells = []
         for name, entry in by_model.items():
-            flops = f"{entry['flops_per_token'] / 1e6:.2f}" if "flops_per_token" in entry else ""
-            rate = f"{entry['flops_per_second']['median'] / 1e9:.1f}" if "flops_per_token" in entry else ""
-            peak = f"{entry['peak_bytes']['max'] / 2**20:.0f} MiB" if entry["peak_bytes"] else "not measured"
-            cells = (
-                f"{name} ({result['models'][name]['attn_implementation']})",
-                f"{result['models'][name]['parameters']:,}",
-                f"{entry['tokens_per_second']['median']:,.0f}",
-                format_ratio(entry["tokens_ratio"]),
-                flops,
-                rate,
-                format_ratio(entry.get("flops_ratio")),
-                format_ratio(entry.get("causal_flops_ratio")),
-                peak,
+            model, counted = result["models"][name], "flops_per_token" in entry
+            cells.append([f"{name} ({model['attn_implementation']})", f"{model['parameters']:,}"])
+            cells[-1] += [f"{entry['tokens_per_second']['median']:,.0f}", format_ratio(entry["tokens_ratio"])]
+            cells[-1].append(f"{entry['flops_per_token'] / 1e6:.2f}" if counted else "")
+            cells[-1].append(f"{entry['flops_per_second']['median'] / 1e9:.1f}" if counted else "")
+            cells[-1] += [format_ratio(entry.get(ratio)) for ratio in ("flops_ratio", "causal_flops_ratio")]
+            cells[-1].append(
+                f"{entry['peak_bytes']['max'] / 2**20:.0f} MiB" if entry["peak_bytes"] else "not measured"
             )
-            lines += ["| " + " | ".join(cells) + " |"]
+        lines += ["", f"### {phase.capitalize()}", "", make_table([*heads, "peak memory"], cells).strip()]
     return "\n".join(lines)
 
 

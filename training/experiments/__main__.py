@@ -20,7 +20,7 @@ from pathlib import Path
 from training.command import run as run_command
 from training.experiments.common.arguments import CommandArguments, ReportArguments, parse
 from training.experiments.common.jobs import read_results
-from training.experiments.common.readme import fill_file, fill_prose, make_claim_table
+from training.experiments.common.readme import Claim, fill_file, fill_prose, make_claim_table, wrap
 
 
 HERE = Path(__file__).parent
@@ -53,11 +53,24 @@ def with_results() -> list[str]:
     return [name for name in EXPERIMENTS if (HERE / name / "results.jsonl").is_file()]
 
 
+def prose_of(name: str, rows: list[dict]) -> dict[str, str]:
+    """The parts of an experiment's prose.md, with numbers."""
+    file = HERE / name / "prose.md"
+    return fill_prose(file, module_of(name, "report").numbers(rows)) if file.is_file() else {}
+
+
 def readme_blocks(name: str, rows: list[dict]) -> dict[str, str]:
-    """What the README of an experiment shows of the results: tables, and the sentences of prose.md with numbers."""
-    report, prose = module_of(name, "report"), HERE / name / "prose.md"
-    blocks = {**report.blocks(rows), **(fill_prose(prose, report.numbers(rows)) if prose.is_file() else {})}
-    return {f"{name}:{key}": block for key, block in blocks.items()}
+    """What the README of an experiment shows of the results: tables, and the sentences of prose.md."""
+    prose = {key: wrap(text) for key, text in prose_of(name, rows).items() if key != "claims"}
+    return {f"{name}:{key}": block for key, block in {**module_of(name, "report").blocks(rows), **prose}.items()}
+
+
+def claims_of(name: str, rows: list[dict]) -> list[Claim]:
+    """The claims of an experiment, a line each in prose.md: claim | verdict | number."""
+    report = module_of(name, "report")
+    if hasattr(report, "claims"):
+        return report.claims(rows)
+    return [Claim(*line.split(" | "), name) for line in prose_of(name, rows)["claims"].splitlines()]
 
 
 def write_report(name: str, folder: Path) -> None:
@@ -74,9 +87,7 @@ def write_report(name: str, folder: Path) -> None:
 
 def results_block() -> str:
     """The table "Results" of the project's README."""
-    return make_claim_table(
-        [claim for name in with_results() for claim in module_of(name, "report").claims(read_results(HERE / name))]
-    )
+    return make_claim_table([claim for name in with_results() for claim in claims_of(name, read_results(HERE / name))])
 
 
 def main(argv: list[str] | None = None) -> None:

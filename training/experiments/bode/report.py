@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from modeling_prism.analysis import momentum
 from modeling_prism.analysis.figures import new_figure, styled
 from training.experiments.common.figures import DARK, DOT, HOLLOW, LIGHT, label
-from training.experiments.common.readme import Claim, make_table
+from training.experiments.common.readme import make_table
 from training.experiments.common.statistics import by_arm, mean_and_spread
 
 
@@ -284,26 +284,8 @@ def numbers(rows: list[dict]) -> dict:
         "constant": (text_ends(runs, "dc_gain")[1], ends(runs, [of_constant(run) for run in runs])[1]),
         "white": of_noise(runs[0])[1].mean(),
         "share": {model: f"{100 * fast:.0f} and {100 * slow:.0f} %" for model, (fast, slow) in shares.items()},
+        "slow_share": 100 * shares["trained"][1],
         "error": [100 * np.median(np.concatenate(found)) for found in errors],
         "terms": np.mean([np.array(run["text"]["trained"]["shares"]) for run in runs], axis=(0, 2)),
         "bits": {arm: bits(runs) for arm, runs in arms.items()},
     }
-
-
-def claims(rows: list[dict]) -> list[Claim]:
-    runs = by_arm(rows)["momentum"]
-    _, share = text_ends(runs, "dc_share")
-    return [
-        Claim(
-            "The shear filters every rotary plane by `1 + gamma (1 - e^(-jw))`",
-            "confirmed",
-            f"greatest deviation {worst(runs, 'text')} on text",
-            "bode",
-        ),
-        Claim(
-            "Slow planes hold constant content, fast planes its changes",
-            "refuted",
-            f"{100 * share:.0f} % of the energy of slow planes is constant",
-            "bode",
-        ),
-    ]

@@ -65,9 +65,9 @@ def wrap(text: str) -> str:
 
 
 def fill_prose(file: Path, numbers: dict) -> dict[str, str]:
-    """The blocks of a prose.md by name, each `{field}` of `str.format` filled from `numbers`."""
+    """The parts of a prose.md by name, each `{field}` of `str.format` filled from `numbers`."""
     parts = re.findall(r"<!-- (\w+) -->\n(.*?)<!-- /\1 -->", file.read_text(encoding="utf-8"), flags=re.DOTALL)
-    return {name: wrap(text.format(**numbers)) for name, text in parts}
+    return {name: text.format(**numbers) for name, text in parts}
 
 
 def markers(text: str) -> list[str]:

@@ -5,60 +5,19 @@ import re
 from pathlib import Path
 
 import numpy as np
+import yaml
 from matplotlib.figure import Figure
 from scipy import stats
 
 from modeling_prism.analysis.figures import new_figure, styled
 from training.experiments.common.figures import DARK, DOT, GREY, HOLLOW, LIGHT, label
-from training.experiments.common.readme import Claim, make_table
+from training.experiments.common.readme import make_table
 from training.experiments.common.statistics import by_arm, interval_of_mean, mean_and_spread
 from training.experiments.grokking.arms import ARMS, COMPARISONS, name_of
 
 
-# Epochs to grok, mean ± std over ten seeds (arXiv 2603.05228), by results folder and arm.
-PUBLISHED = {
-    "addition-lr0.0001": {
-        "layer_norm": "54,160 ± 13,490",
-        "rms_norm": "51,240 ± 11,200",
-        "sphere": "2,400 ± 353",
-        "sphere-wd0": "2,480 ± 464",
-    },
-    "addition-lr0.0006": {
-        "layer_norm": "7,800 ± 1,095",
-        "rms_norm": "7,300 ± 925",
-        "sphere": "1,560 ± 853",
-        "sphere-wd0": "820 ± 199",
-    },
-    "multiplication-lr0.0006": {
-        "layer_norm": "28,220 ± 3,676",
-        "rms_norm": "31,360 ± 4,056",
-        "sphere": "2,320 ± 223",
-        "sphere-wd0": "2,200 ± 253",
-    },
-    "s5-lr0.001": {
-        "layer_norm": "39,900 ± 11,942 (2 of 10 fail)",
-        "rms_norm": "38,250 ± 23,600 (2 of 10 fail)",
-        "sphere": "10 of 10 fail",
-        "sphere-wd0": "10 of 10 fail",
-    },
-}
-
-
-# Best test accuracy with uniform attention, and how many seeds reach 100 % (s5: 99 %), where given.
-PUBLISHED_UNIFORM = {
-    "addition-lr0.0001": {
-        "uniform-layer_norm-beta2-0.98": "100 %, 10 of 10",
-        "uniform-sphere-unbounded-beta2-0.98": "97.65 %, 6 of 10",
-        "uniform-sphere-wd0-beta2-0.98": "100 %, 10 of 10",
-    },
-    "s5-lr0.001": {
-        "uniform-layer_norm-beta2-0.98": "99.12 %",
-        "uniform-rms_norm-beta2-0.98": "99.65 %",
-        "uniform-sphere-unbounded-beta2-0.98": "2.84 %",
-        "uniform-sphere-wd0-beta2-0.98": "2.41 %",
-    },
-}
-
+HERE = Path(__file__).parent
+PUBLISHED, PUBLISHED_UNIFORM = yaml.safe_load((HERE / "published.yaml").read_text(encoding="utf-8")).values()
 # The table that the README and its figure are about.
 MAIN = "addition-lr0.0006"
 
@@ -313,7 +272,7 @@ def numbers(rows: list[dict]) -> dict:
         if all(row["test_onset"] is not None for row in runs)
     }
     kept_unbounded = kept.pop("sphere-unbounded")
-    trainer = json.loads((Path(__file__).parent / "trainer.json").read_text(encoding="utf-8"))
+    trainer = json.loads((HERE / "trainer.json").read_text(encoding="utf-8"))
     curve = trainer["trainer_float32"]["curve"]
 
     def epochs(arms: dict[str, list[dict]], key: str = "test_onset") -> dict[str, str]:
@@ -324,6 +283,7 @@ def numbers(rows: list[dict]) -> dict:
         "onset": epochs(arms),
         "learned": epochs(arms, "train_onset"),
         "delay": epochs(arms, "delay"),
+        "grokked": {arm: grokked(runs) for arm, runs in arms.items()},
         "ratio": {
             f"{one} / {other}": compare(arms, one, other)[1]
             for one, other in COMPARISONS
@@ -346,29 +306,3 @@ def numbers(rows: list[dict]) -> dict:
         "kept": (min(kept.values()), max(kept.values())),
         "kept_unbounded": kept_unbounded,
     }
-
-
-def claims(rows: list[dict]) -> list[Claim]:
-    arms = by_table(rows)[MAIN]
-    return [
-        Claim(
-            "The sphere with bounded logits groks sooner than LayerNorm",
-            "confirmed for addition",
-            f"{compare(arms, 'sphere', 'layer_norm')[1]} of LayerNorm's epochs; uniform attention alone takes "
-            f"{compare(arms, 'uniform-layer_norm', 'layer_norm')[1]}",
-            "grokking",
-        ),
-        Claim(
-            "... and without a delay",
-            "refuted",
-            f"{epochs_to(arms['sphere'], 'delay')} epochs after the training split is learned",
-            "grokking",
-        ),
-        Claim(
-            "Uniform attention is enough to grok",
-            "confirmed for addition",
-            f"{epochs_to(arms['uniform-sphere'], 'test_onset')} epochs on the sphere, in "
-            f"{grokked(arms['uniform-sphere'])} seeds",
-            "grokking",
-        ),
-    ]

@@ -11,7 +11,7 @@ from modeling_prism.analysis.momentum import rotary_frequencies
 from modeling_prism.analysis.prism import rope_kernel
 from modeling_prism.analysis.reducers import HEAD_METRICS
 from training.experiments.common.figures import DARK, DOT, HOLLOW, LIGHT, label, plot_rows
-from training.experiments.common.readme import Claim, make_table
+from training.experiments.common.readme import make_table
 from training.experiments.common.statistics import by_arm, mean_and_spread, with_interval
 from training.experiments.head_specialisation.arms import ARMS
 from training.experiments.head_specialisation.effects import Effect, effect_of, slopes
@@ -242,7 +242,7 @@ def numbers(rows: list[dict]) -> dict:
     others = {metric: effect_of(arms["default"], metric).mean for metric in ("centroid", "entropy", "previous token")}
     return {
         "untrained": default.mean("untrained", "signal"),
-        "banks": " and ".join(f"{default.mean('trained', bank):.0f}" for bank in ("signal", "noise")),
+        "default": {bank: default.mean("trained", bank) for bank in ("signal", "noise")},
         "reversed_first": reversed_first(rows),
         "added": {arm: with_interval(effect.added, ".1f") for arm, effect in effects.items()},
         "one_base": {arm: with_interval(effect.differences("equal_bases"), ".1f") for arm, effect in effects.items()},
@@ -256,30 +256,3 @@ def numbers(rows: list[dict]) -> dict:
         "gained": np.mean(bits(arms["default"])) - np.mean(bits(arms["R-1"])),
         "cliffs_delta": default.mean("trained", "cliffs_delta"),
     }
-
-
-def claims(rows: list[dict]) -> list[Claim]:
-    effects = effects_on(by_arm(rows), "distance")
-    added = {arm: with_interval(effect.added, ".1f") for arm, effect in effects.items()}
-    return [
-        Claim(
-            "Prism's noise heads become local, its signal heads look far",
-            "with a small lambda, not in layer 0",
-            f"they look {effects['default'].mean('trained', 'noise'):.0f} and "
-            f"{effects['default'].mean('trained', 'signal'):.0f} tokens back; layer 0 is reversed in "
-            f"{reversed_first(rows)} runs",
-            "head_specialisation",
-        ),
-        Claim(
-            "... and an overcomplete dictionary with two RoPE bases is enough for it",
-            "refuted",
-            f"with both, but lambda 1, training adds {added['lambda-1']} tokens",
-            "head_specialisation",
-        ),
-        Claim(
-            "... because the bases differ by a factor of pi squared",
-            "refuted",
-            f"with equal bases training adds {added['equal-bases']} tokens",
-            "head_specialisation",
-        ),
-    ]

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from modeling_prism.analysis.figures import new_figure, styled
 from training.experiments.common.figures import DARK, DOT, GREY, HOLLOW, LIGHT, label
-from training.experiments.common.readme import Claim, make_table
+from training.experiments.common.readme import make_table
 from training.experiments.common.statistics import at_best_rate, by_arm, mean_and_spread
 
 
@@ -139,21 +139,3 @@ def numbers(rows: list[dict]) -> dict:
         "mean": {arm: np.mean([row["accuracy"] for row in runs]) for arm, runs in best.items()},
         "prefix": (min(fixed), max(fixed)),
     }
-
-
-def claims(rows: list[dict]) -> list[Claim]:
-    acc = {arm: final(runs) for arm, runs in at_best(rows).items()}
-    return [
-        Claim(
-            "One layer with momentum does induction",
-            "confirmed",
-            f"{acc['keys-1']} of the answers right; without momentum {acc['one-layer']}",
-            "induction",
-        ),
-        Claim(
-            "... because momentum is a high-pass filter",
-            "refuted",
-            f"a low-pass filter reaches {acc['keys-negative']}",
-            "induction",
-        ),
-    ]

@@ -6,7 +6,7 @@ from scipy import stats
 
 from modeling_prism.analysis.figures import new_figure, styled
 from training.experiments.common.figures import DARK, LIGHT, label
-from training.experiments.common.readme import Claim, make_table
+from training.experiments.common.readme import make_table
 from training.experiments.common.statistics import at_best_rate, mean_and_spread
 from training.experiments.recall_scaling.arms import PUBLISHED_EXPONENT, PUBLISHED_FACTOR
 
@@ -14,21 +14,26 @@ from training.experiments.recall_scaling.arms import PUBLISHED_EXPONENT, PUBLISH
 RESAMPLES = 2000
 
 
-def find_best_gamma(gammas: np.ndarray, scores: np.ndarray) -> float:
+def find_best_gamma(gammas: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """
     Where the score is highest: the vertex of the parabola through the best positive gamma and its two neighbours, in
     log gamma; at an end of the grid, that end.
 
     Args:
         gammas: positive, ascending, (G,).
-        scores: (G,).
+        scores: (..., G).
+
+    Returns:
+        (...).
     """
-    best = int(np.argmax(scores))
-    if best in (0, len(gammas) - 1):
-        return float(gammas[best])
-    around = slice(best - 1, best + 2)
-    curvature, slope, _ = np.polyfit(np.log(gammas[around]), scores[around], 2)
-    return float(np.exp(-slope / (2 * curvature)))
+    best = scores.argmax(-1)
+    inner = best.clip(1, len(gammas) - 2)
+    x = [np.log(gammas)[inner + step] for step in (-1, 0, 1)]
+    y = [np.take_along_axis(scores, inner[..., None] + step, axis=-1)[..., 0] for step in (-1, 0, 1)]
+    left, right = (x[1] - x[0]) * (y[1] - y[2]), (x[1] - x[2]) * (y[1] - y[0])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        vertex = x[1] - ((x[1] - x[0]) * left - (x[1] - x[2]) * right) / (2 * (left - right))
+    return np.where(best == inner, np.exp(vertex), gammas[best])
 
 
 def fit_law(depths: list[int], best: np.ndarray) -> tuple[float, float, float]:
@@ -50,11 +55,11 @@ def analyse(rows: list[dict], metric: str = "mean_accuracy") -> dict:
             for depth in depths
         ]
     )
-    best = np.array([find_best_gamma(gammas, seeds.mean(-1)) for seeds in scores])
+    best = find_best_gamma(gammas, scores.mean(-1))
     generator = np.random.default_rng(0)
     drawn = generator.integers(0, scores.shape[-1], size=(RESAMPLES, *scores.shape))
     resampled = np.take_along_axis(scores[None], drawn, axis=-1).mean(-1)
-    bests = np.array([[find_best_gamma(gammas, row) for row in sample] for sample in resampled])
+    bests = find_best_gamma(gammas, resampled)
 
     def interval(values):
         return [float(value) for value in np.percentile(values, (2.5, 97.5))]
@@ -66,13 +71,13 @@ def analyse(rows: list[dict], metric: str = "mean_accuracy") -> dict:
         "published_gamma": {depth: PUBLISHED_FACTOR * depth**PUBLISHED_EXPONENT for depth in depths},
     }
     if len(depths) > 2:
-        laws = np.array([fit_law(depths, sample)[:2] for sample in bests])
+        exponents, log_factors = np.polyfit(np.log(depths), np.log(bests).T, 1)
         factor, exponent, r_squared = fit_law(depths, best)
         analysis["law"] = {
             "factor": factor,
-            "factor_interval": interval(laws[:, 0]),
+            "factor_interval": interval(np.exp(log_factors)),
             "exponent": exponent,
-            "exponent_interval": interval(laws[:, 1]),
+            "exponent_interval": interval(exponents),
             "r_squared": r_squared,
         }
     return analysis
@@ -212,14 +217,3 @@ def numbers(rows: list[dict]) -> dict:
         "final": means("accuracy"),
         "final_exponent": analyse(rows, "accuracy")["law"]["exponent_interval"],
     }
-
-
-def claims(rows: list[dict]) -> list[Claim]:
-    return [
-        Claim(
-            f"The best gamma falls with depth as `{PUBLISHED_FACTOR} N^{PUBLISHED_EXPONENT}`",
-            "not found",
-            f"exponent {law_of(analyse(rows))['exponent']}, over a short grid of learning rates",
-            "recall_scaling",
-        )
-    ]
