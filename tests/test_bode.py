@@ -189,22 +189,6 @@ def test_errors_are_those_of_what_is_sheared():
 # Bad input
 
 
-@pytest.mark.parametrize(
-    "options,message",
-    [
-        ({"learning_rate": 0.0}, "`learning_rate` must be positive and finite"),
-        ({"learning_rate": float("nan")}, "`learning_rate` must be positive and finite"),
-        ({"num_frequencies": 4}, "`num_frequencies` must be odd"),
-        ({"num_stories": 3}, "`num_stories` must be even"),
-        ({"model_config": "configuration/models/llama-tiny"}, "is a llama, not a momentum"),
-        ({"model_config": "nowhere/at/all"}, "`model_config`='nowhere/at/all' is neither"),
-    ],
-)
-def test_bad_input(options, message, in_checkout):
-    with pytest.raises(ValueError, match=message):
-        run.Arguments(**options)
-
-
 def test_more_is_refused_before_anything_is_trained(command, tmp_path):
     with pytest.raises(ValueError, match="4 numbers for `num_hidden_layers`=2"):
         command(arms="per-layer")

@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from modeling_prism import MomentumConfig, MomentumForCausalLM
 from training.experiments import __main__ as experiments
+from training.experiments.bode import run as bode
 from training.experiments.common import arguments, stacks
 from training.experiments.common.arguments import CommandArguments, SmallRunArguments, parse
 from training.experiments.common.jobs import read_results, run_jobs
@@ -266,6 +267,18 @@ def test_jobs_begun_under_other_settings_are_refused(tmp_path, in_this_process):
         (recall_scaling.Arguments, {"depths": [1, 0]}, "`depths` must be at least 1"),
         (prism_vs_baselines.Arguments, {"arms": ["llama"]}, r"`arms` has unknown names \['llama'\]; known are "),
         (recall_scaling.Arguments, {"num_pairs": 9}, "9 pairs .* raise `length`"),
+        (bode.Arguments, {"learning_rate": 0.0}, "`learning_rate` must be positive and finite"),
+        (bode.Arguments, {"learning_rate": float("nan")}, "`learning_rate` must be positive and finite"),
+        (bode.Arguments, {"num_frequencies": 4}, "`num_frequencies` must be odd"),
+        (bode.Arguments, {"num_stories": 3}, "`num_stories` must be even"),
+        (bode.Arguments, {"model_config": "configuration/models/llama-tiny"}, "is a llama, not a momentum"),
+        (bode.Arguments, {"model_config": "nowhere/at/all"}, "`model_config`='nowhere/at/all' is neither"),
+        (grokking.Arguments, {"lr": 0.0}, "`lr` must be positive and finite"),
+        (grokking.Arguments, {"lr": float("inf")}, "`lr` must be positive and finite"),
+        (grokking.Arguments, {"settle_epochs": -50}, "`settle_epochs` must be at least 0"),
+        (grokking.Arguments, {"test_onset": 95.0}, "`test_onset` is a share, .* 0.95 for 95 %"),
+        (grokking.Arguments, {"train_fraction": 1.0}, "leaves a split"),
+        (grokking.Arguments, {"modulus": -1}, "`modulus` must be a positive integer"),
     ],
 )
 def test_bad_options_are_refused(arguments, options, message, in_checkout):

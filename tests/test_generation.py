@@ -94,7 +94,7 @@ def test_padded_chunks_then_tokens_equal_plain_runs(case, cache_name, attn_imple
 @pytest.mark.parametrize("cuts", [(2,), (5,), (8,), (9,), (3, 5, 8, 9), range(1, 11)], ids=str)
 @pytest.mark.parametrize("pad", PADDINGS)
 @pytest.mark.parametrize("cache_name", CACHES)
-@pytest.mark.parametrize("case", ROUTING_CASES)
+@pytest.mark.parametrize("case", [*ROUTING_CASES, STATE_CASES[1]])
 @torch.no_grad()
 def test_chunks_of_any_padding_equal_plain_runs(case, cache_name, pad, cuts, positions):
     """With left padding to 11 tokens the documents start at 0, 8 and 4: before, in and after a chunk."""
@@ -157,17 +157,6 @@ def test_negative_control_broken_cache(case, cache_name, corrupt, monkeypatch):
 
     monkeypatch.setattr(layer_class, "update", broken_update)
     assert chunked_error(case.model(), cache_name, seed=0) > VISIBLE
-
-
-def test_negative_control_prism_keys_cached_before_rotation(monkeypatch):
-    """The cache of one family, broken as a wrong model would break it: values are Prism's keys before rotation."""
-    update = DynamicLayer.update
-
-    def unrotated_update(self, key_states, value_states, *args, **kwargs):
-        return update(self, value_states if self.get_seq_length() > 0 else key_states, value_states, *args, **kwargs)
-
-    monkeypatch.setattr(DynamicLayer, "update", unrotated_update)
-    assert chunked_error(Case("prism", "default").model(), "dynamic", seed=0) > VISIBLE
 
 
 def test_negative_control_momentum_without_its_state(monkeypatch):

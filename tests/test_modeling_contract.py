@@ -20,6 +20,7 @@ from families import (
     PAD,
     PADDINGS,
     ROUTING_CASES,
+    STATE_CASES,
     TOLERANCE,
     VISIBLE,
     VOCAB,
@@ -94,7 +95,7 @@ def test_logits_and_gradients_equal_the_reference(case, tied, attn_implementatio
         if "uniform" in case.variant and ("q_proj" in name or "k_proj" in name):
             assert parameter.grad is None and weights[name].grad is None, name
             continue
-        assert weights[name].grad.abs().max() > 20 * TOLERANCE, f"the test cannot see an error in {name}"
+        assert weights[name].grad.abs().max() > 10 * TOLERANCE, f"the test cannot see an error in {name}"
         assert_near(parameter.grad, weights[name].grad, msg=name)
 
 
@@ -108,12 +109,8 @@ def test_options_are_different_functions(name):
         assert (logits - other).abs().max() > VISIBLE
 
 
-FLEX_CASES = [*ROUTING_CASES, pytest.param(Case("prism", "uneven"), id="prism-uneven")]
-FLEX_CASES.append(pytest.param(Case("momentum", "pre_rope"), id="momentum-pre_rope"))
-
-
 @pytest.mark.compile
-@pytest.mark.parametrize("case", FLEX_CASES)
+@pytest.mark.parametrize("case", [*ROUTING_CASES, STATE_CASES[1]])
 def test_flex_attention_equals_the_reference(case):
     assert logits_error(case.model(attn_implementation="flex_attention")) < TOLERANCE
 

@@ -7,8 +7,6 @@ import torch
 from families import (
     CASES,
     COMMON,
-    DOCUMENTS,
-    PADDINGS,
     TOLERANCE,
     VISIBLE,
     Case,
@@ -320,40 +318,6 @@ def test_uniform_attention_weights_are_those_of_zero_scores(case):
     assert_near(weights[1, 0, -1, -4:], torch.full((4,), 1 / 4))
     # Whatever is faster makes no weights, as with softmax.
     assert not case.model()(ids, output_attentions=True).attentions
-
-
-def zero_scores(case):
-    """The same weights with softmax routing, and queries of zero."""
-    uniform, softmax = case.model(), case.model(attention_routing="softmax")
-    softmax.load_state_dict(uniform.state_dict())
-    with torch.no_grad():
-        for layer in softmax.model.layers:
-            layer.self_attn.q_proj.weight.zero_()
-    return uniform, softmax
-
-
-@pytest.mark.parametrize("case", UNIFORM_CASES)
-def test_uniform_routing_is_softmax_of_zero_scores(case):
-    uniform, softmax = zero_scores(case)
-    packed = torch.cat([torch.arange(length) for length in (4, 1, 6)])[None].expand(2, -1)
-    inputs = [{"input_ids": random_ids(2, 11)}, {"input_ids": random_ids(2, 11), "position_ids": packed}]
-    for pad in PADDINGS:
-        ids, mask = pad(DOCUMENTS)
-        inputs.append({"input_ids": ids, "attention_mask": mask})
-    for arguments in inputs:
-        real = arguments.get("attention_mask", torch.ones_like(arguments["input_ids"])).bool()
-        assert_near(uniform(**arguments).logits[real], softmax(**arguments).logits[real])
-
-
-def test_heads_and_queries_and_keys_make_no_difference_to_a_mean():
-    model, ids = UNIFORM.model(), random_ids(2, 11)
-    expected = model(ids).logits
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.self_attn.q_proj.weight.normal_()
-            layer.self_attn.k_proj.weight.normal_()
-    assert torch.equal(model(ids).logits, expected)
-    assert torch.equal(UNIFORM.model(num_attention_heads=1)(ids).logits, expected)
 
 
 def test_a_short_document_late_in_a_long_row_keeps_its_precision():

@@ -140,31 +140,6 @@ def test_several_gaps_are_those_of_numpy_s_choice_without_replacement():
     assert chi_square_of_two(ours[:4_000, 0], ours[4_000:, 1]) > LIKELY
 
 
-@pytest.mark.parametrize(
-    "options,message",
-    [
-        ({"num_pairs": 0}, "`num_pairs` must be at least 1, got 0"),
-        ({"length": 63}, "`length` must be even .* got 63"),
-        ({"length": 14}, "4 pairs .* need 16 tokens, but `length` is 14: raise `length`, or lower `num_pairs` to 3"),
-        ({"vocab_size": 9}, "`vocab_size`=9 has 3 keys, too few for 4 pairs: it must be at least 10"),
-        ({"vocab_size": 0}, "`vocab_size`=0 has 0 keys"),
-        ({"power": 0.0}, "`power` must be a positive number, got 0.0"),
-        ({"power": -1.0}, "`power` must be a positive number"),
-        ({"power": float("nan")}, "`power` must be a positive number"),
-        ({"power": float("inf")}, "`power` must be a positive number"),
-        ({"num_examples": 0}, "`num_examples` must be at least 1, got 0"),
-    ],
-)
-def test_recall_refuses(options, message):
-    with pytest.raises(ValueError, match=message):
-        draw_recall(**{"num_examples": 1, **options})
-
-
-def test_the_remedies_of_recall_s_refusals_work():
-    draw_recall(1, length=14, num_pairs=3)
-    draw_recall(1, length=16, num_pairs=4, vocab_size=10)
-
-
 # Induction
 
 
@@ -190,21 +165,6 @@ def test_every_token_and_every_question_is_equally_likely():
     for place in (5, 7):
         asked = (input_ids[:, :5] == input_ids[:, [place]]).argmax(1)
         assert stats.chisquare(np.bincount(asked, minlength=4)).pvalue > LIKELY and asked.max() == 3
-
-
-@pytest.mark.parametrize(
-    "options,message",
-    [
-        ({"num_distinct": 65}, "`num_distinct` must be 2 to `vocab_size`=64, got 65"),
-        ({"num_distinct": 1}, "`num_distinct` must be 2 to `vocab_size`=64, got 1"),
-        ({"num_queries": 32}, "`num_queries` must be 1 to 31, .* have a successor, got 32"),
-        ({"num_queries": 0}, "`num_queries` must be 1 to 31"),
-        ({"num_examples": 0}, "`num_examples` must be at least 1, got 0"),
-    ],
-)
-def test_induction_refuses(options, message):
-    with pytest.raises(ValueError, match=message):
-        draw_induction(**{"num_examples": 1, **options})
 
 
 # Repeats
@@ -236,23 +196,45 @@ def test_the_tokens_of_repeats_are_equally_likely():
     assert stats.chisquare(np.bincount(input_ids[:, 5], minlength=10)).pvalue > LIKELY
 
 
-@pytest.mark.parametrize(
-    "options,message",
-    [
-        ({"segment": 33}, "`segment` must be 2 to 32, half of `length`=64, got 33"),
-        ({"segment": 1}, "`segment` must be 2 to 32"),
-        ({"vocab_size": 0}, "`vocab_size` must be at least 1, got 0"),
-        ({"num_examples": 0}, "`num_examples` must be at least 1, got 0"),
-    ],
-)
-def test_repeats_refuse(options, message):
-    with pytest.raises(ValueError, match=message):
-        draw_repeats(**{"num_examples": 1, **options})
-
-
 # All tasks
 
 DRAWS = [draw_recall, draw_induction, draw_repeats]
+
+
+@pytest.mark.parametrize(
+    "draw,options,message",
+    [
+        (draw_recall, {"num_pairs": 0}, "`num_pairs` must be at least 1, got 0"),
+        (draw_recall, {"length": 63}, "`length` must be even .* got 63"),
+        (
+            draw_recall,
+            {"length": 14},
+            "4 pairs .* need 16 tokens, but `length` is 14: raise `length`, or lower `num_pairs` to 3",
+        ),
+        (draw_recall, {"vocab_size": 9}, "`vocab_size`=9 has 3 keys, too few for 4 pairs: it must be at least 10"),
+        (draw_recall, {"vocab_size": 0}, "`vocab_size`=0 has 0 keys"),
+        (draw_recall, {"power": 0.0}, "`power` must be a positive number, got 0.0"),
+        (draw_recall, {"power": -1.0}, "`power` must be a positive number"),
+        (draw_recall, {"power": float("nan")}, "`power` must be a positive number"),
+        (draw_recall, {"power": float("inf")}, "`power` must be a positive number"),
+        (draw_induction, {"num_distinct": 65}, "`num_distinct` must be 2 to `vocab_size`=64, got 65"),
+        (draw_induction, {"num_distinct": 1}, "`num_distinct` must be 2 to `vocab_size`=64, got 1"),
+        (draw_induction, {"num_queries": 32}, "`num_queries` must be 1 to 31, .* have a successor, got 32"),
+        (draw_induction, {"num_queries": 0}, "`num_queries` must be 1 to 31"),
+        (draw_repeats, {"segment": 33}, "`segment` must be 2 to 32, half of `length`=64, got 33"),
+        (draw_repeats, {"segment": 1}, "`segment` must be 2 to 32"),
+        (draw_repeats, {"vocab_size": 0}, "`vocab_size` must be at least 1, got 0"),
+        *[(draw, {"num_examples": 0}, "`num_examples` must be at least 1, got 0") for draw in DRAWS],
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(draw, options, message):
+    with pytest.raises(ValueError, match=message):
+        draw(**{"num_examples": 1, **options})
+
+
+def test_the_remedies_of_recall_s_refusals_work():
+    draw_recall(1, length=14, num_pairs=3)
+    draw_recall(1, length=16, num_pairs=4, vocab_size=10)
 
 
 @pytest.mark.parametrize("draw", DRAWS)
