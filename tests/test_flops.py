@@ -24,10 +24,7 @@ SPECIAL = {"bos_token_id": 1, "eos_token_id": 2}
         (GPT2Config(**GPT2_SIZES, **SPECIAL), L * (4 * D * D + 2 * S * D + 2 * D * F) + V * D),
         (GPTNeoXConfig(**SIZES, rotary_pct=1.0), L * (4 * D * D + 2 * S * D + 2 * D * F) + V * D),
         # Half as many key and value heads; a gated MLP has three matrices.
-        (
-            LlamaConfig(**SIZES, num_key_value_heads=2),
-            L * (3 * D * D + 2 * S * D + 3 * D * F) + V * D,
-        ),
+        (LlamaConfig(**SIZES, num_key_value_heads=2), L * (3 * D * D + 2 * S * D + 3 * D * F) + V * D),
         (SphericalConfig(**SIZES), L * (4 * D * D + 2 * S * D + 2 * D * F) + V * D),
         # Neither queries nor keys, and sums do not count: nothing grows with S.
         (SphericalConfig(**SIZES, attention_routing="uniform"), L * (2 * D * D + 2 * D * F) + V * D),

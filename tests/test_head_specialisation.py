@@ -18,12 +18,7 @@ from training.experiments.common.jobs import read_results
 from training.experiments.common.statistics import by_arm
 from training.experiments.head_specialisation import measure, report, run
 from training.experiments.head_specialisation.arms import ARMS
-from training.experiments.head_specialisation.effects import (
-    BankMetric,
-    Effect,
-    bank_metric,
-    effect_of,
-)
+from training.experiments.head_specialisation.effects import BankMetric, Effect, bank_metric, effect_of
 from training.loading import load_config
 from training.options import parse_arguments
 

@@ -4,18 +4,7 @@ import math
 
 import pytest
 import torch
-from families import (
-    CASES,
-    COMMON,
-    TOLERANCE,
-    VISIBLE,
-    Case,
-    assert_near,
-    left_pad,
-    logits_error,
-    loss_of,
-    random_ids,
-)
+from families import CASES, COMMON, TOLERANCE, VISIBLE, Case, assert_near, left_pad, logits_error, loss_of, random_ids
 from test_generation import generate, generation_model, greedy, plain_loop, prompts
 from transformers import DynamicCache, LlamaConfig, QuantizedCache, StaticCache
 

@@ -8,7 +8,8 @@ python -m training.experiments --report
 ```
 
 A folder is one claim: `arms.py` says what differs, `run.py` turns jobs into rows, `report.py` turns rows into tables,
-figures and the numbers of the READMEs. Finished jobs are kept, so that a stopped experiment goes on where it was.
+figures and the numbers for the sentences of `prose.md`. Finished jobs are kept, so that a stopped experiment goes on
+where it was.
 """
 
 import difflib
@@ -26,15 +27,8 @@ from training.experiments.common.readme import Claim, fill_file, fill_prose, mak
 HERE = Path(__file__).parent
 README = HERE.parent.parent / "README.md"
 # In the order of the README's table.
-EXPERIMENTS = [
-    "prism_vs_baselines",
-    "head_specialisation",
-    "prism_steps",
-    "induction",
-    "recall_scaling",
-    "bode",
-    "grokking",
-]
+EXPERIMENTS = ["prism_vs_baselines", "head_specialisation", "prism_steps", "induction", "recall_scaling", "bode"]
+EXPERIMENTS += ["grokking"]
 
 
 @dataclass

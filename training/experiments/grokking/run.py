@@ -23,12 +23,7 @@ from tqdm import tqdm
 
 from modeling_prism import SphericalConfig, SphericalForCausalLM
 from modeling_prism.analysis.examine import unembedding_in_use
-from modeling_prism.analysis.spherical import (
-    accuracy_by_top_k,
-    explained_variance,
-    fourier_energies,
-    top_frequencies,
-)
+from modeling_prism.analysis.spherical import accuracy_by_top_k, explained_variance, fourier_energies, top_frequencies
 from training.experiments.common.arguments import (
     check_arms,
     check_compiler,

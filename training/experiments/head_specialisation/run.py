@@ -16,13 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from modeling_prism.analysis import untrained_copy
 from training import pretrain
 from training.data import load_texts
-from training.experiments.common.arguments import (
-    CorpusArguments,
-    check_arms,
-    check_positive,
-    check_seeds,
-    settings_of,
-)
+from training.experiments.common.arguments import CorpusArguments, check_arms, check_positive, check_seeds, settings_of
 from training.experiments.common.jobs import run_jobs, write_results
 from training.experiments.head_specialisation.arms import ARMS
 from training.experiments.head_specialisation.measure import choose_windows, equal_bases, measure_heads

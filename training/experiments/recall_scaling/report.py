@@ -31,9 +31,10 @@ def find_best_gamma(gammas: np.ndarray, scores: np.ndarray) -> np.ndarray:
     x = [np.log(gammas)[inner + step] for step in (-1, 0, 1)]
     y = [np.take_along_axis(scores, inner[..., None] + step, axis=-1)[..., 0] for step in (-1, 0, 1)]
     left, right = (x[1] - x[0]) * (y[1] - y[2]), (x[1] - x[2]) * (y[1] - y[0])
-    with np.errstate(divide="ignore", invalid="ignore"):
+    # Where the best is at an end, there is no vertex.
+    with np.errstate(all="ignore"):
         vertex = x[1] - ((x[1] - x[0]) * left - (x[1] - x[2]) * right) / (2 * (left - right))
-    return np.where(best == inner, np.exp(vertex), gammas[best])
+        return np.where(best == inner, np.exp(vertex), gammas[best])
 
 
 def fit_law(depths: list[int], best: np.ndarray) -> tuple[float, float, float]:
