@@ -30,22 +30,26 @@ class BindingArguments:
 
 
 @torch.no_grad()
-def answers_right(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, probe: Probe) -> bool:
+def answers_right(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, probe: Probe, per_token: bool = False
+) -> bool:
     """
     Whether the model gives the true continuation of a probe a higher probability than every false one.
 
-    A candidate's score is the sum of ln p over its tokens, given the story so far. A story longer than the model's
-    context loses its beginning.
+    A candidate's score is the sum of ln p over its tokens, given the story so far, or their mean if `per_token`, for
+    candidates of different lengths. A story longer than the model's context loses its beginning, and such a candidate
+    its end.
     """
+    # Some architectures have no such limit.
+    limit = getattr(model.config, "max_position_embeddings", None) or 2**31
     story = tokenizer(beginning(tokenizer) + probe.prompt, add_special_tokens=False)["input_ids"]
     scores = []
     for candidate in (probe.answer, *probe.wrong_answers):
-        continuation = tokenizer(candidate, add_special_tokens=False)["input_ids"]
-        # Some architectures have no such limit.
-        limit = getattr(model.config, "max_position_embeddings", None) or 0
+        continuation = tokenizer(candidate, add_special_tokens=False)["input_ids"][: limit - 1]
         ids = torch.tensor([[*story, *continuation][-limit:]], device=model.device)
         logits = model(input_ids=ids, use_cache=False).logits[0, -len(continuation) - 1 : -1].float()
-        scores.append(logits.log_softmax(-1).gather(1, ids[0, -len(continuation) :, None]).sum().item())
+        score = logits.log_softmax(-1).gather(1, ids[0, -len(continuation) :, None]).sum().item()
+        scores.append(score / len(continuation) if per_token else score)
     return scores[0] > max(scores[1:])
 
 

@@ -82,7 +82,8 @@ def tell_story(model, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_t
         tokens = model.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
-            max_new_tokens=max_new_tokens,
+            # `max_new_tokens` beside a saved `max_length` would cause a warning.
+            max_length=inputs["input_ids"].shape[1] + max_new_tokens,
             do_sample=True,
             temperature=0.8,
             top_p=0.95,
