@@ -27,7 +27,6 @@ from training.tasks import IGNORED
 
 # Length and number of pairs in the four published test sets.
 ZOOLOGY_SETTINGS = {64: 4, 128: 8, 256: 16, 512: 64}
-ZOOLOGY_TRAIN_EXAMPLES, ZOOLOGY_TEST_EXAMPLES = 100_000, 3_000
 
 
 def choose_distinct(generator: np.random.Generator, rows: int, low: int, high: int, count: int) -> np.ndarray:

@@ -50,13 +50,11 @@ def make_claim_table(claims: list[Claim]) -> str:
 def wrap(text: str) -> str:
     """Paragraphs and list items of `text`, each wrapped anew: numbers change their length."""
     parts = re.split(r"\n(?=- )|\n\n", textwrap.dedent(text).strip())
+    options = {"break_long_words": False, "break_on_hyphens": False}
+    indents = ["  " if part.startswith("- ") else "" for part in parts]
     lines = [
-        textwrap.fill(" ".join(part.split()), 119, break_long_words=False, break_on_hyphens=False)
-        if not part.startswith("- ")
-        else textwrap.fill(
-            " ".join(part.split()), 119, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-        )
-        for part in parts
+        textwrap.fill(" ".join(part.split()), 119, subsequent_indent=indent, **options)
+        for part, indent in zip(parts, indents)
     ]
     return "".join(
         f"{line}\n" + ("" if line.startswith("- ") and after.startswith("- ") else "\n")
