@@ -7,8 +7,9 @@ import shutil
 import pytest
 import torch
 from test_analysis_report import P, folder, reports, spherical_clock  # noqa: F401
+from transformers import LlamaForCausalLM
 
-from modeling_prism import PrismConfig, PrismForCausalLM
+from modeling_prism import MomentumForCausalLM, PrismConfig, PrismForCausalLM
 from modeling_prism.analysis import __main__ as command
 from modeling_prism.analysis import examine_cyclic, report, view
 from modeling_prism.analysis.examine import steered
@@ -52,6 +53,7 @@ def opened(chromium):
 
     def open_page(out, width=1280, **options):
         contexts.append(chromium.new_context(viewport={"width": width, "height": 900}, **options))
+        contexts[-1].set_default_timeout(120_000)
         page = contexts[-1].new_page()
         page.said = []
         page.on("console", lambda message: page.said.append(message.text))
@@ -120,6 +122,12 @@ class TestInABrowser:
         assert picture.bounding_box()["width"] > 300
         assert all(not each.is_visible() for each in page.locator(".live").all())
         assert name == "clock" or page.locator("#steering td").count() == 10
+
+    def test_in_print(self, name, out, opened):
+        page = opened(out, 794)
+        page.emulate_media(media="print", color_scheme="dark")
+        assert all(not each.is_visible() for each in page.locator(".live, nav").all())
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
 def attention(folder, name, setting):  # noqa: F811
@@ -262,6 +270,27 @@ def test_five_settings_of_lambda(trained, labels):
     values, said, index = view.settings_of(model)
     assert said == labels or trained == 0 and len(said) == 5
     assert values[index] == trained
+
+
+def test_a_llama_opened_as_momentum_can_be_steered(folder):  # noqa: F811
+    model = MomentumForCausalLM.from_pretrained(folder / "llama")
+    values, labels, trained = view.settings_of(model)
+    assert values == [0, 0.5, 1, 1.5, 2] and (labels[0], labels[trained]) == ("0", "2.5")
+    with steered(model, 0.0):
+        assert {layer.self_attn.gamma for layer in model.model.layers} == {0.0}
+    assert view.settings_of(LlamaForCausalLM.from_pretrained(folder / "llama")) == ([1.0], ["as trained"], 0)
+
+
+def test_the_first_text_with_a_token_to_predict_is_shown(folder):  # noqa: F811
+    arguments = command.AnalysisArguments(out="x", texts="x")
+    model = command.load_model(str(folder / "llama"), arguments)
+    tokenizer = command.load_tokenizer(str(folder / "llama"), arguments)
+    tokenizer.bos_token = None
+    found = {"name": "llama", "max length": 40, "layers": 2, "heads per layer": 4}
+    shown = view.view_text(model, tokenizer, ["a", "Special: <|endoftext|> $x$ 故事"], found, progress=False)
+    # Special tokens in a text are characters.
+    assert "<|endoftext|>" not in shown["tokens"] and len(shown["tokens"]) > 5 and shown["maps"] is None
+    assert shown["bits"].shape == (1, len(shown["tokens"])) and shown["bits"][0, 0] == 0
 
 
 def test_a_term_is_explained_once_where_it_first_stands():

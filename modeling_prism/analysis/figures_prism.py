@@ -132,10 +132,9 @@ def prism_section(found: dict, control: dict) -> list[Picture]:
         pictures.append(
             Picture(
                 "banks",
-                "Every head by bank, trained and untrained; bars are means. δ is Cliff's delta (-1 to 1; 0.47 is "
-                "large). p comes from a permutation test and is adjusted for the number of metrics (Benjamini and "
-                "Hochberg). This is one model from one seed. Published (arXiv 2601.15540): signal heads attend far "
-                "and at low frequency, noise heads near and at high frequency.",
+                "Every head by bank, trained and untrained; bars are means, δ is Cliff's delta, p is adjusted. One "
+                "model from one seed. Published (arXiv 2601.15540): signal heads attend far and at low frequency, "
+                "noise heads near and at high frequency.",
                 plot_banks(found, control),
             )
         )

@@ -60,10 +60,9 @@ def heads_section(found: dict, control: dict) -> list[Picture]:
         pictures += [
             Picture(
                 "heads",
-                "Metrics of every head, averaged over queries. Distance: how far back a head looks. Centroid: of the "
-                "energy spectrum of attention over the lag; 1/4 for attention to single tokens, near 0 for even "
-                "attention. The shares are attention to the first token (sink), the token itself, the previous token, "
-                "earlier equal tokens, and tokens that followed these (induction)."
+                "Metrics of every head, averaged over queries: distance, entropy, centroid, and shares of attention: "
+                "to the first token (sink), the token itself, the token before, earlier equal tokens (duplicate) and "
+                "what followed these (induction). All shares have one scale, of square roots."
                 + (" Signal heads are left of the line." if "prism" in found else ""),
                 figures.plot_heads(found),
             ),

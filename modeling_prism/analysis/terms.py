@@ -67,7 +67,7 @@ TERMS = [
     ),
     Term(
         "Entropy",
-        r"\bentropy of attention|entropy \(",
+        r"\bentropy of attention|entropy \(|distance, entropy",
         "how widely a head spreads its attention: 0 on one token, ln n on n tokens alike.",
         "-sum over s of A[t, s] ln A[t, s]",
     ),
@@ -83,6 +83,12 @@ TERMS = [
         r"\bsink\b",
         "attention to the first token of a text, where heads that have nothing to look for often park theirs.",
         "mean over t of A[t, 0]",
+    ),
+    Term(
+        "Running mean",
+        r"running mean",
+        "attention without scores: every token reads the mean of itself and all tokens before it.",
+        "A[t, s] = 1 / (t + 1)",
     ),
     Term(
         "Duplicate token",
@@ -108,6 +114,18 @@ TERMS = [
         r"[Cc]oherence",
         "how far the directions of the two dictionaries overlap: 0 if they are at right angles, 1 if they share one.",
         "largest |u_i . u_j| / (|u_i| |u_j|) over rows of U_signal and U_noise",
+    ),
+    Term(
+        "Affinity",
+        r"\baffinity\b",
+        "how far two subspaces point the same way: 0 at right angles, 1 if they are one.",
+        "||U_a U_b^T||_F / sqrt(dimensions), for orthonormal rows",
+    ),
+    Term(
+        "Subspace signal-to-noise ratio",
+        r"part of the tokens inside a head's subspace",
+        "how much of the tokens lies inside a head's subspace, for one part outside.",
+        "|P z| / |z - P z|, with P the projection onto the subspace",
     ),
     Term(
         "Effective rank",

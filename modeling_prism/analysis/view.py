@@ -8,6 +8,7 @@ Shapes: V settings of the mechanism, L layers, H heads, S tokens.
 import base64
 import math
 import zlib
+from collections.abc import Sequence
 
 import torch
 from tqdm.auto import tqdm
@@ -86,14 +87,18 @@ def kinds_of(heads: dict | None, shape: tuple[int, int]) -> list[tuple[str, list
 
 @torch.no_grad()
 def view_text(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, found: dict, progress: bool = True
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    found: dict,
+    progress: bool = True,
 ) -> dict:
     """
-    Reads one text at every setting of the model's mechanism.
+    Reads the first text that has a token to predict, at every setting of the model's mechanism.
 
     Args:
-        model, tokenizer: as for `examine`.
-        text: of two tokens or more; it is cut to the windows of `found`, or to what `MAP_BYTES` allow.
+        model, tokenizer, texts: as for `examine`. The text is cut to the windows of `found`, or to what `MAP_BYTES`
+            allow.
         found: the findings of `examine`, which say what each head does.
         progress: show a progress bar.
 
@@ -105,7 +110,7 @@ def view_text(
         labels of its V values, and the index of the trained one.
 
     Raises:
-        ValueError: the text has no token to predict.
+        ValueError: no text has a token to predict.
     """
     family, attentions = family_of(model), "repeats" in found
     values, labels, trained = settings_of(model)
@@ -113,7 +118,7 @@ def view_text(
     if attentions:
         triangles = MAP_BYTES / (len(values) * found["layers"] * found["heads per layer"])
         length = min(length, max(4, int(math.sqrt(2 * triangles))))
-    ids = read_windows(model, tokenizer, [text], length)[0][0]
+    ids = read_windows(model, tokenizer, texts, length)[0][0]
     view = {
         "tokens": [tokenizer.decode([token]) for token in ids.tolist()],
         "kinds": kinds_of(found.get("heads"), (found["layers"], found["heads per layer"])) if attentions else [],
