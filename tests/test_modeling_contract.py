@@ -632,6 +632,22 @@ def test_no_split_modules_and_plans_name_what_exists(case):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_lora_targets_are_the_matrices_of_the_layers_that_a_loss_reaches(case):
+    model, ids = case.model(), random_ids(2, 11)
+    model(ids, labels=ids).loss.backward()
+    weights = model.model.layers.named_parameters()
+    reached = {name for name, weight in weights if weight.dim() == 2 and weight.grad is not None}
+    targets = modeling_prism.lora_targets(model)
+    assert targets == modeling_prism.lora_targets(model.model)
+    parts = [f".{part}.weight" for part in targets["target_modules"]] + (targets["target_parameters"] or [])
+    for part in parts:
+        found = {name for name in reached if name.endswith(part)}
+        assert len(found) == model.config.num_hidden_layers, part
+        reached -= found
+    assert not reached
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_load_with_a_device_map(case, tmp_path):
     model, ids = case.model(), random_ids(2, 11)
     model.save_pretrained(tmp_path, max_shard_size="20KB")
@@ -810,6 +826,15 @@ def test_a_config_that_is_saved_alone_names_no_file_that_is_missing(case, tmp_pa
         files = {place.partition(".")[0] + ".py" for place in auto_map.values()}
         assert len(auto_map) == known and files <= {path.name for path in (tmp_path / folder).iterdir()}
     assert len(config.auto_map) == 6, "what is in memory stays"
+
+
+def test_prefix_tuning_reads_the_shape_of_keys_in_a_config(tmp_path):
+    """PEFT reads `head_dim` only where there is `num_key_value_heads`."""
+    config = Case("prism", "uneven").config()
+    config.save_pretrained(tmp_path)
+    for read in (config, type(config).from_pretrained(tmp_path), type(config).from_dict(config.to_dict())):
+        found = read.to_dict()
+        assert (found["num_key_value_heads"], found["head_dim"]) == (6, 16)
 
 
 BUILT = [("prism", "num_signal_heads", 2), ("momentum", "momentum_gamma", 0.2), ("spherical", "hidden_act", "gelu")]

@@ -17,14 +17,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.ecosystem.table import RESULTS, write_table
 
 
-def llama(attn_implementation: str = "sdpa", **overrides):
+def make_llama(attn_implementation: str = "sdpa", **overrides):
     torch.manual_seed(0)
     config = LlamaConfig(**{**COMMON, "num_attention_heads": 4, "initializer_range": 0.13, **overrides})
     return LlamaForCausalLM._from_config(config, attn_implementation=attn_implementation).eval()
 
 
 ROWS = pytest.StashKey()
-FAMILIES = {"llama": llama, **{case.id: case.values[0].model for case in ROUTING_CASES}}
+FAMILIES = {"llama": make_llama, **{case.id: case.values[0].model for case in ROUTING_CASES}}
 
 
 @pytest.fixture(params=FAMILIES)
@@ -36,6 +36,11 @@ def family(request):
 def make(family):
     """(overrides of the config) -> a model whose head is not tied to the embeddings, in eval mode."""
     return lambda **overrides: FAMILIES[family](**{"tie_word_embeddings": False, **overrides})
+
+
+@pytest.fixture
+def llama():
+    return make_llama
 
 
 @pytest.fixture

@@ -30,3 +30,14 @@ def test_with_a_mask(make, tmp_path):
     inputs = {"input_ids": ids, "attention_mask": mask}
     logits = run_in_onnxruntime(model, tmp_path / "model.onnx", example, inputs)
     assert_near(logits[mask.bool()], model(**inputs).logits[mask.bool()])
+
+
+@pytest.mark.row("ONNX", "the same by transformers' `OnnxExporter`")
+def test_transformers_exporter(make):
+    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+
+    model = make(use_cache=False, num_hidden_layers=1)
+    example = {"input_ids": random_ids(2, 5), "attention_mask": torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])}
+    ids, mask = left_pad(DOCUMENTS)
+    logits = OnnxExporter().export(model, example, OnnxConfig(dynamic=True))(input_ids=ids, attention_mask=mask).logits
+    assert_near(logits[mask.bool()], model(ids, attention_mask=mask).logits[mask.bool()])

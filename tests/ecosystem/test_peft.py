@@ -34,17 +34,7 @@ def test_all_linear(make, ids, tmp_path):
 
 @pytest.mark.row("PEFT", "LoRA on `lora_targets(model)`: train, save, reload, merge")
 def test_lora_targets(make, ids, tmp_path):
-    targets = modeling_prism.lora_targets(make())
-    train_save_reload_merge(make, ids, tmp_path, **targets)
-    # All of the layers that a loss reaches, but norms and biases.
-    model = make()
-    model(ids, labels=ids).loss.backward()
-    used = [
-        name for name, weight in model.model.layers.named_parameters() if weight.ndim == 2 and weight.grad is not None
-    ]
-    adapted = [*targets["target_modules"], *(targets["target_parameters"] or ())]
-    assert all(any(part in name for part in adapted) for name in used)
-    assert all(any(part in name for name in used) for part in adapted)
+    train_save_reload_merge(make, ids, tmp_path, **modeling_prism.lora_targets(make()))
 
 
 BOUNDED = dict.fromkeys(("spherical", "spherical-uniform"), "SphericalUnembedding.* is not supported")

@@ -8,6 +8,14 @@ import torch
 from families import DOCUMENTS, assert_near, right_pad
 
 
+@pytest.mark.row("transformers", "a Llama as assistant writes the same text")
+def test_assistant(make, llama, ids):
+    assistant = llama()
+    options = {"max_new_tokens": 8, "do_sample": False}
+    expected = make().generate(ids[:1], **options)
+    assert torch.equal(make().generate(ids[:1], assistant_model=assistant, **options), expected)
+
+
 @pytest.mark.row("accelerate", "weights offloaded to the CPU")
 def test_offloading(make, ids):
     accelerate = pytest.importorskip("accelerate")

@@ -53,6 +53,24 @@ def test_dpo(make, tmp_path):
     assert expected < torch.log(torch.tensor(2.0)) and margin.abs().max() > 1e-2
 
 
+@pytest.mark.row("TRL", "GRPO: training raises the reward")
+def test_grpo(make, tmp_path):
+    tokenizer = tiny_tokenizer()
+    wanted = tokenizer("a")["input_ids"][0]
+    model = make(vocab_size=len(tokenizer))
+    rewards = []
+
+    def share_of_the_wanted(completion_ids, **kwargs):
+        rewards.append([sum(token == wanted for token in tokens) / len(tokens) for tokens in completion_ids])
+        return rewards[-1]
+
+    options = {**OPTIONS, "per_device_train_batch_size": 16, "num_generations": 16, "max_completion_length": 8}
+    arguments = trl.GRPOConfig(str(tmp_path), max_steps=12, learning_rate=2e-2, **options)
+    data = datasets.Dataset.from_dict({"prompt": 16 * TEXTS})
+    trl.GRPOTrainer(model, share_of_the_wanted, arguments, data, processing_class=tokenizer).train()
+    assert sum(rewards[-1]) > sum(rewards[0]) + 1
+
+
 STEPS = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--max_length", "64"]
 
 
