@@ -102,6 +102,7 @@ def pytest_sessionfinish(session):
         requirements = Path(__file__).with_name("requirements.txt").read_text()
         names = re.findall(r"^([\w.-]+)==", requirements, flags=re.MULTILINE)
         versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", *names)}
-        found = {"versions": versions, "rows": {**known["rows"], **rows}}
+        merged = {label: {**known["rows"].get(label, {}), **row} for label, row in rows.items()}
+        found = {"versions": versions, "rows": {**known["rows"], **merged}}
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")
         write_table()

@@ -65,10 +65,11 @@ def test_grpo(make, tmp_path):
         return rewards[-1]
 
     options = {**OPTIONS, "per_device_train_batch_size": 16, "num_generations": 16, "max_completion_length": 8}
-    arguments = trl.GRPOConfig(str(tmp_path), max_steps=12, learning_rate=2e-2, **options)
+    arguments = trl.GRPOConfig(str(tmp_path), max_steps=20, learning_rate=2e-2, **options)
     data = datasets.Dataset.from_dict({"prompt": 16 * TEXTS})
     trl.GRPOTrainer(model, share_of_the_wanted, arguments, data, processing_class=tokenizer).train()
-    assert sum(rewards[-1]) > sum(rewards[0]) + 1
+    # By chance it is 0.06 +- 0.09.
+    assert sum(rewards[0]) < 0.5 < sum(rewards[-1])
 
 
 STEPS = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--max_length", "64"]
