@@ -8,6 +8,8 @@ from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from huggingface_hub import dataclasses as hub
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
@@ -43,6 +45,23 @@ def activation(default: str) -> Any:
 
 
 WRITTEN_BY_TRANSFORMERS = ("auto_map", "quantization_config", "torch_dtype")
+
+
+def strict(config_class: type) -> type:
+    """`huggingface_hub`'s check of types; a value of a wrong type raises `ValueError`, too."""
+    config_class = hub.strict(config_class)
+    set_checked = config_class.__setattr__
+
+    def set_attribute(self, name: str, value: Any):
+        try:
+            set_checked(self, name, value)
+        except StrictDataclassFieldValidationError:
+            kind = config_class.__dataclass_fields__[name].type
+            kind = kind.__name__ if isinstance(kind, type) else kind
+            raise ValueError(f"`{name}` must be of type {kind}, got {value!r}.") from None
+
+    config_class.__setattr__ = set_attribute
+    return config_class
 
 
 class CheckedConfig:
@@ -110,10 +129,11 @@ class CheckedConfig:
     @classmethod
     def check_name(cls, name: str):
         """Raises `ValueError` if `name` is no field but looks like one, or is what another architecture calls one."""
-        if cls.knows(name):
+        if name in cls.__dataclass_fields__ or (cls.knows(name) and name not in cls.names_elsewhere):
             return
-        meant = difflib.get_close_matches(name, cls.__dataclass_fields__, n=1, cutoff=0.85)
-        meant += [field for field in [cls.names_elsewhere.get(name)] if field is not None]
+        meant = [field for field in [cls.names_elsewhere.get(name)] if field is not None]
+        if not meant and not hasattr(cls, name):
+            meant = difflib.get_close_matches(name, cls.__dataclass_fields__, n=1, cutoff=0.85)
         if meant and (meant[0] in cls.__dataclass_fields__ or " " in meant[0]):
             raise ValueError(f"`{name}` is not a field of {cls.__name__}: did you mean `{meant[0]}`?")
 

@@ -3,7 +3,6 @@
 import math
 from typing import Any, ClassVar
 
-from huggingface_hub.dataclasses import strict
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.configuration_llama import LlamaConfig
 
@@ -16,6 +15,7 @@ from .configuration_checks import (
     one_of,
     positive,
     probability,
+    strict,
 )
 
 
@@ -90,6 +90,13 @@ class MomentumConfig(CheckedConfig, LlamaConfig):
         """Replaces a `momentum_gamma` of None with the published law (arXiv 2602.04902)."""
         if self.momentum_gamma is None:
             self.momentum_gamma = 4.17 * self.num_hidden_layers**-0.74
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        for name in ("rope_theta", "rope_scaling"):
+            if name in kwargs:
+                raise ValueError(f"`{name}` does not change a saved config: give all of `rope_parameters`.")
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def layer_gammas(self) -> list[float]:

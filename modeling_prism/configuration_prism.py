@@ -3,10 +3,18 @@
 import math
 from typing import Any, ClassVar
 
-from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_checks import CheckedConfig, activation, at_least, checked, not_negative, positive, probability
+from .configuration_checks import (
+    CheckedConfig,
+    activation,
+    at_least,
+    checked,
+    not_negative,
+    positive,
+    probability,
+    strict,
+)
 
 
 @strict

@@ -2,10 +2,9 @@
 
 from typing import ClassVar
 
-from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_checks import CheckedConfig, activation, at_least, one_of, positive, probability
+from .configuration_checks import CheckedConfig, activation, at_least, one_of, positive, probability, strict
 
 
 @strict

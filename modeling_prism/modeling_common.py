@@ -13,8 +13,11 @@ from transformers.modeling_layers import (
 )
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaPreTrainedModel
+from transformers.utils import logging
 from transformers.utils.import_utils import is_tracing
 
+
+logger = logging.get_logger(__name__)
 
 # Those of Llama.
 HEADS = ("ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
@@ -62,8 +65,15 @@ class CommonPreTrainedModel(LlamaPreTrainedModel):
         super().__setstate__(state)
         self.config.attach(self)
 
-    def embed(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
-        """Token embeddings (B, S, d) of whichever of the two is given. Raises `ValueError` unless exactly one is."""
+    def embed(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, past_key_values: Cache | None
+    ) -> torch.Tensor:
+        """Token embeddings (B, S, d) of the ids or embeddings; raises `ValueError` unless exactly one is given."""
+        if past_key_values is not None and not hasattr(past_key_values, "get_seq_length"):
+            raise ValueError(
+                f"`past_key_values` must be a `Cache`, got a {type(past_key_values).__name__}: make it with "
+                "`DynamicCache(config=model.config)`."
+            )
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         return self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
@@ -88,6 +98,22 @@ class CommonForCausalLM(LlamaForCausalLM):
         if self.config.tie_word_embeddings and embeddings is not None:
             state_dict = {"lm_head.weight": embeddings, **state_dict}
         return super().load_state_dict(state_dict, *args, **kwargs)
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, mode, batch_size, max_cache_length):
+        # The step of `generate` that knows both positions and length. At the end of a learned position table it stops:
+        # the model would raise, and the text would be lost.
+        positions = model_kwargs.get("position_ids")
+        if hasattr(self.model, "embed_positions") and positions is not None:
+            room = max(self.config.max_position_embeddings - 1 - int(positions.max()), 1)
+            surplus = max_cache_length + 1 - positions.shape[-1] - room
+            if surplus > 0:
+                logger.warning(
+                    f"Generation stops after {room} tokens, where the position table of `max_position_embeddings`="
+                    f"{self.config.max_position_embeddings} ends."
+                )
+                generation_config.max_length -= surplus
+                max_cache_length -= surplus
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, mode, batch_size, max_cache_length)
 
     def make_head(self, config: PreTrainedConfig) -> nn.Module:
         return nn.Linear(config.hidden_size, config.vocab_size, bias=False)

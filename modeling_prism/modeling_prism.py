@@ -263,7 +263,7 @@ class PrismModel(PrismPreTrainedModel, PreviousTokenModel):
         inputs_embeds: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
-        inputs_embeds = self.embed(input_ids, inputs_embeds)
+        inputs_embeds = self.embed(input_ids, inputs_embeds, past_key_values)
         if self.config.learned_position_embeddings:
             positions = learned_positions(self.config, position_ids, inputs_embeds, past_key_values)
             inputs_embeds = inputs_embeds + self.embed_positions(positions)

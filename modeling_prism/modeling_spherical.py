@@ -260,7 +260,7 @@ class SphericalModel(SphericalPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
-        inputs_embeds = self.embed(input_ids, inputs_embeds)
+        inputs_embeds = self.embed(input_ids, inputs_embeds, past_key_values)
         attention_mask = read_mask(attention_mask, inputs_embeds, past_key_values)
         positions = find_positions(self.config, position_ids, inputs_embeds, attention_mask, past_key_values)
         if position_ids is None and kwargs.get("cu_seq_lens_q") is not None:

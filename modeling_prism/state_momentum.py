@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
-from transformers.utils.import_utils import is_tracing
+from transformers.utils.import_utils import is_torchdynamo_exporting, is_tracing
 
 from .modeling_common import ReplacedStates, read_mask
 
@@ -165,6 +165,11 @@ def check_cache(config: PreTrainedConfig, past_key_values: Cache, batch_size: in
     layers = getattr(past_key_values, "layers", [])
     if getattr(past_key_values, "offloading", False):
         raise ValueError(f"An offloaded cache loses the previous token's state: {remedy}, without offloading.")
+    if is_torchdynamo_exporting() and "momentum" in config.layer_types:
+        raise ValueError(
+            "An exported program keeps keys and values alone and would lose the previous token's state: export the "
+            "model without a cache (`use_cache=False`)."
+        )
     for layer_idx, layer_type in enumerate(config.layer_types):
         if layer_type != "momentum":
             continue
@@ -211,7 +216,7 @@ class PreviousTokenModel(LlamaModel):
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
-        inputs_embeds = self.embed(input_ids, inputs_embeds)
+        inputs_embeds = self.embed(input_ids, inputs_embeds, past_key_values)
         if past_key_values is not None:
             check_cache(self.config, past_key_values, inputs_embeds.shape[0])
         if "momentum" in self.config.layer_types and position_ids is None and kwargs.get("cu_seq_lens_q") is not None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionLayer, StaticLayer
 from transformers.masking_utils import create_causal_mask, find_packed_sequence_indices
-from transformers.utils.import_utils import is_tracing
+from transformers.utils.import_utils import is_torchdynamo_exporting, is_tracing
 
 from .configuration_spherical import SphericalConfig
 from .modeling_common import ReplacedStates, learned_positions, read_mask
@@ -185,7 +185,12 @@ class StaticRunningMeanLayer(RunningMeanLayer, StaticLayer):
 
 
 def check_running_means(past_key_values: Cache):
-    """Raises `ValueError` for a cache that was not made for uniform routing."""
+    """Raises `ValueError` for a cache that was not made for uniform routing, and while a program is exported."""
+    if is_torchdynamo_exporting():
+        raise ValueError(
+            "An exported program keeps keys and values alone, and uniform routing has none: export the model without "
+            "a cache (`use_cache=False`)."
+        )
     layers = getattr(past_key_values, "layers", None) or [past_key_values]
     # By name: remote code has a copy of the class.
     wrong = next((layer for layer in layers if getattr(layer, "_layer_type", None) != "running_mean"), None)

@@ -108,8 +108,6 @@ def test_spectrum_of_each_query_counts_once_and_ignores_padding(num_points):
     valid[1] = False
     alone, _ = heads.attention_spectrum(A[:1], num_points=num_points)
     assert torch.allclose(heads.attention_spectrum(A, valid, num_points)[0], alone, atol=1e-6)
-    with pytest.raises(ValueError, match="num_points"):
-        heads.attention_spectrum(A, num_points=S - 1)
 
 
 def test_previous_token_score():
@@ -151,10 +149,6 @@ def test_scores_take_layers_and_refuse_texts_without_repeats():
     scores = heads.prefix_matching_score(A, ids)
     assert scores.shape == (2, 4)
     assert torch.allclose(scores[1], heads.prefix_matching_score(A[1], ids))
-    with pytest.raises(ValueError, match="random_repeats"):
-        heads.prefix_matching_score(A[:, :, :, :5, :5], torch.arange(5).expand(3, -1))
-    with pytest.raises(ValueError, match="square"):
-        heads.prefix_matching_score(A[..., :3, :], ids)
 
 
 def test_random_repeats_vary_in_distance_and_defeat_a_fixed_lag():
@@ -171,5 +165,3 @@ def test_random_repeats_vary_in_distance_and_defeat_a_fixed_lag():
     fixed = torch.stack([lag_map(lag, 64) for lag in range(64)]).expand(8, -1, -1, -1)
     assert heads.prefix_matching_score(fixed, ids).max() < 0.2
     assert torch.equal(ids, heads.random_repeats(torch.arange(100, 400), 8, 32, 16, seed=1)[0])
-    with pytest.raises(ValueError, match="num_distinct"):
-        heads.random_repeats(torch.arange(10), 1)

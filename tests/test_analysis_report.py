@@ -15,22 +15,15 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
-    LlamaForSequenceClassification,
     MambaConfig,
     MambaForCausalLM,
     PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 import modeling_prism.analysis
@@ -39,7 +32,6 @@ from modeling_prism import (
     MomentumForCausalLM,
     PrismConfig,
     PrismForCausalLM,
-    PrismModel,
     SphericalConfig,
     SphericalForCausalLM,
 )
@@ -51,7 +43,6 @@ from modeling_prism.analysis import (
     figures,
     figures_momentum,
     figures_prism,
-    figures_spherical,
     report,
     sentences,
     untrained_copy,
@@ -304,73 +295,6 @@ def test_windows_are_cut_to_the_context(folder, tmp_path, undrawn):
     assert any("`max_length`=9999" in note for note in numbers["notes"])
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (
-            ["nowhere", "--texts", "texts.txt", "--out", "x"],
-            "'nowhere' is neither the folder nor the hub name of a causal",
-        ),
-        (["bare", "--texts", "texts.txt", "--out", "x"], "'bare' has no tokenizer.*--modulus"),
-        (["llama", "--texts", "nothing.txt", "--out", "x"], "`texts`='nothing.txt' cannot be read"),
-        (["llama", "--texts", "empty.txt", "--out", "x"], "holds no text"),
-        (["llama", "--texts", "texts.txt", "--modulus", "7"], "Give either `--texts`.*or `--modulus`.*not both"),
-        (["bert", "--texts", "texts.txt"], "BertLMHeadModel is not a causal language model.*depend on later tokens"),
-        (["body", "--texts", "texts.txt"], "'body' holds a PrismModel, not a causal language model"),
-        (["classifier", "--texts", "texts.txt"], "'classifier' holds a LlamaForSequenceClassification, not a causal"),
-        (["headless", "--texts", "texts.txt"], r"'headless' lacks weights of a causal.*lm_head.weight"),
-        (["truncated", "--texts", "texts.txt"], "'truncated' is neither the folder nor the hub name"),
-        (["llama", "--texts", "texts.txt", "--out", "x", "--compare", "nowhere"], "'nowhere' is neither"),
-        (["llama", "--modulus", "0", "--out", "x"], "`modulus`=0 has no two residues.*2 or more"),
-        (["llama", "--modulus", "-3", "--out", "x"], "`modulus`=-3 has no two residues.*2 or more"),
-        (["llama", "--modulus", "1", "--out", "x"], "`modulus`=1 has no two residues.*2 or more"),
-        (["llama", "--modulus", "9", "--operation", "multiply", "--out", "x"], "`modulus`=9: .*Give such a prime"),
-        (["llama", "--texts", "texts.txt", "--out", "x", "--max_length", "2"], "`max_length`=2 .*at least 4"),
-        (["llama", "--texts", "texts.txt", "--out", "x", "--max_length", "3"], "`max_length`=3 .*at least 4"),
-        (["llama", "--texts", "texts.txt", "--out", "x", "--num_texts", "0"], "`num_texts` must be at least 1, got 0"),
-        (["llama", "--texts", "texts.txt", "--out", "x", "--memory_budget", "0"], r"`memory_budget` \(GiB\).*got 0"),
-        (["llama", "--texts", "texts.txt", "--out", "x", "--device", "tpuu"], "`device`='tpuu'.*give 'cpu'"),
-        (["llama", "--texts", "texts.txt", "--out", "x", "--device", "cuda:99"], "`device`='cuda:99'.*give 'cpu'"),
-        (["llama", "--texts", "texts.txt", "--out", "texts.txt"], "`out`='texts.txt' cannot hold a report.*is a file"),
-        (["llama", "--texts", "texts.txt", "--out", "texts.txt/x"], "texts.txt' is a file: give a folder"),
-        (["llama", "--texts", "texts.txt", "--out", "x", "--compare", "gpt2", "bare"], "'bare' has no tokenizer"),
-        (["residues", "--modulus", "23", "--out", "x", "--compare", "gpt2"], "`modulus`=23 does not fit.*'gpt2'"),
-        (["bare", "--modulus", "700", "--out", "x"], "`modulus`=700 needs 701 tokens.*has 300.*at most 299"),
-        (
-            ["llama", "--modulus", "7", "--out", "x"],
-            "`modulus`=7.*'llama': its token 0 is .*, the task's is '0'.*--texts",
-        ),
-        (["residues", "--modulus", "19", "--out", "x"], "token 19 is '19', the task's is '='.*`--modulus 23`"),
-        (["residues", "--modulus", "29", "--out", "x"], "token 23 is '=', the task's is '23'.*`--modulus 23`"),
-        (
-            ["llama", "--texts", "texts.txt", "--out", "x", "--control_copies", "0"],
-            "`control_copies` must be at least 1",
-        ),
-    ],
-)
-def test_bad_input_is_named_before_any_work(arguments, message, folder, residues, monkeypatch):
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(modeling_prism.analysis.collect, "run_batch", lambda *_: pytest.fail("a model was run"))
-    if not (folder / "bare").exists():
-        make_models()["llama"].save_pretrained(folder / "bare")
-        (folder / "empty.txt").write_text("\n\n  \n")
-        sizes = {**SIZES, "num_attention_heads": 4, "max_position_embeddings": 64}
-        BertForMaskedLM(BertConfig(**sizes)).save_pretrained(folder / "bert")
-        PrismModel(PrismConfig(**sizes)).save_pretrained(folder / "body")
-        LlamaForSequenceClassification(LlamaConfig(**sizes)).save_pretrained(folder / "classifier")
-        for name in ("truncated", "headless"):
-            shutil.copytree(folder / "bare", folder / name)
-        body = {key: value for key, value in make_models()["llama"].state_dict().items() if "lm_head" not in key}
-        save_file(body, folder / "headless" / "model.safetensors", metadata={"format": "pt"})
-        weights = folder / "truncated" / "model.safetensors"
-        weights.write_bytes(weights.read_bytes()[:999])
-    # It is found before anything is measured.
-    monkeypatch.setattr(command, "examine", lambda *args, **options: pytest.fail("measured before it was refused"))
-    monkeypatch.setattr(command, "untrained_copy", lambda *args: pytest.fail("measured before it was refused"))
-    with pytest.raises(ValueError, match=message):
-        command.main(arguments)
-
-
 @pytest.mark.parametrize("model", ["prism", "momentum"])
 def test_the_shortest_windows_that_are_accepted(model, folder, tmp_path, undrawn):
     page, numbers = run(folder, model, tmp_path, "--num_texts", "3", "--max_length", "4")
@@ -383,47 +307,6 @@ def test_the_smallest_modulus_that_is_accepted():
     for modulus, operation in ((2, "add"), (3, "multiply")):
         found = modeling_prism.analysis.examine_cyclic(model, modulus, operation)
         assert all(0 <= share <= 1 for share in found["explained by top 5"].values())
-    for modulus, operation in ((1, "add"), (-3, "add"), (2, "multiply"), (9, "multiply")):
-        with pytest.raises(ValueError, match=f"`modulus`={modulus}"):
-            modeling_prism.analysis.examine_cyclic(model, modulus, operation)
-
-
-def test_a_folder_that_is_no_model(folder, tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="neither the folder nor the hub name of a causal language model"):
-        command.main([str(tmp_path), "--texts", str(folder / "texts.txt"), "--out", str(tmp_path / "out")])
-
-
-def test_a_tokenizer_of_another_model(folder):
-    tokenizer = command.AutoTokenizer.from_pretrained(folder / "llama")
-    model = LlamaForCausalLM(LlamaConfig(**{**SIZES, "vocab_size": 50}, num_attention_heads=4))
-    with pytest.raises(ValueError, match="do not belong together. Use the tokenizer"):
-        examine(model, tokenizer, ["Tom had a red ball."], progress=False)
-    for max_length in (0, 3):
-        with pytest.raises(ValueError, match=f"`max_length`={max_length} "):
-            examine(model, tokenizer, ["Tom had a red ball."], max_length=max_length, progress=False)
-
-
-@pytest.mark.parametrize(
-    "make, message",
-    [
-        (lambda sizes: BertForMaskedLM(BertConfig(**sizes)), "depend on later tokens"),
-        (lambda sizes: BertForSequenceClassification(BertConfig(**sizes)), "does not return logits"),
-        (lambda sizes: LlamaForSequenceClassification(LlamaConfig(**sizes)), "does not return logits"),
-        (lambda sizes: PrismModel(PrismConfig(**sizes)), "does not return logits"),
-        (
-            lambda sizes: T5ForConditionalGeneration(T5Config(vocab_size=VOCAB, d_model=32, d_ff=37)),
-            "not return logits",
-        ),
-    ],
-)
-def test_only_causal_language_models_are_examined(make, message, folder):
-    tokenizer = command.AutoTokenizer.from_pretrained(folder / "llama")
-    model = make({**SIZES, "num_attention_heads": 4, "max_position_embeddings": 64})
-    with pytest.raises(ValueError, match=f"{type(model).__name__} is not a causal language model.*{message}"):
-        examine(model, tokenizer, ["Tom had a red ball."], progress=False)
-    with pytest.raises(ValueError, match="is not a causal language model"):
-        modeling_prism.analysis.examine_cyclic(model, 11)
 
 
 def test_a_llama_opened_as_momentum_is_examined_as_momentum(folder):
@@ -444,12 +327,6 @@ def test_special_tokens_in_a_text_are_characters(folder):
     assert tokenizer.convert_tokens_to_ids(special) not in ids and tokenizer.decode(ids) == text
     assert num_bytes == len(text.encode()) - (tokenizer.bos_token_id is None)
     assert unknown_tokens(tokenizer, [text])[0] == 0
-
-
-def test_one_string_is_no_list_of_texts(folder):
-    tokenizer = command.AutoTokenizer.from_pretrained(folder / "llama")
-    with pytest.raises(ValueError, match=r"`texts` must be a list of strings.*\[text\]"):
-        examine(make_models()["llama"], tokenizer, "Tom had a red ball.", progress=False)
 
 
 class Clock(LlamaForCausalLM):
@@ -838,30 +715,6 @@ def test_planes_are_whole_numbers(folder):
             low, high = ax.get_xlim()
             ticks = [tick for tick in ax.get_xticks() if low <= tick <= high]
             assert len(ticks) >= 2 and all(tick == round(tick) for tick in ticks)
-
-
-def test_a_figure_names_the_findings_that_it_needs():
-    llama = {"name": "one", "family": "llama", "residual": {}}
-    prism = {"name": "two", "family": "prism", "prism": {}}
-    for plot, whose in (
-        (figures.plot_heads, "a model that gives attention maps"),
-        (figures.plot_induction, "a model that gives attention maps"),
-        (figures_prism.plot_banks, "a Prism model"),
-        (figures_prism.plot_rope_bands, "a Prism model"),
-        (figures_momentum.plot_bode, "a Momentum model"),
-        (figures_momentum.plot_dc_ac, "a Momentum model"),
-        (figures_spherical.plot_fourier, "a task modulo a number"),
-    ):
-        with pytest.raises(ValueError, match=f"`{plot.__name__}` draws findings of {whose}.*'one', a llama model"):
-            plot(llama)
-    with pytest.raises(ValueError, match="`plot_banks` draws 'banks', but the findings of 'two'.*give longer texts"):
-        figures_prism.plot_banks(prism)
-    with pytest.raises(ValueError, match=r"`plot_comparison` draws a list of findings: give \[found, other\]"):
-        figures.plot_comparison(llama)
-    with pytest.raises(ValueError, match="`plot_comparison` draws findings of a model on texts"):
-        figures.plot_comparison([llama])
-    with pytest.raises(ValueError, match="`plot_head_comparison` draws findings of a model that gives attention maps"):
-        figures.plot_head_comparison([llama])
 
 
 def test_a_p_below_what_permutations_tell_is_a_bound():

@@ -34,8 +34,6 @@ def test_effective_rank_and_entropy():
 def test_a_common_direction_does_not_count():
     Z = cloud(1, 1, 1)
     assert rep.effective_rank(Z + 100).item() == pytest.approx(3)
-    with pytest.raises(ValueError, match="two tokens"):
-        rep.effective_rank(Z[:1])
 
 
 def test_moments_add_up_and_leave_out_padding():
@@ -83,8 +81,6 @@ def test_compression_sees_only_its_subspaces():
     # Tokens of one subspace: R counts d / N where R_c counts p / N.
     p, d = 3, 6
     assert rates[0].item() == pytest.approx(rep.coding_rate(Z, eps2=0.5 * d / p).item())
-    with pytest.raises(ValueError, match="K, p, d"):
-        rep.compression(Z, Q)
 
 
 def test_coherence():

@@ -63,8 +63,6 @@ def test_modular_pairs():
     pairs, labels = spherical.modular_pairs(5)
     assert pairs.shape == (25, 3) and pairs[7].tolist() == [1, 2, 5] and labels[7] == 3
     assert spherical.modular_pairs(5, "multiply")[1][[7, 18]].tolist() == [2, 9 % 5]
-    with pytest.raises(ValueError, match="multiply"):
-        spherical.modular_pairs(5, "divide")
 
 
 @pytest.mark.parametrize("p", [3, 5, 23, 113])
@@ -76,9 +74,3 @@ def test_powers_run_through_all_residues(p):
     place[order] = torch.arange(p - 1)
     a, b = 2, p - 1
     assert place[a * b % p] == (place[a] + place[b]) % (p - 1)
-
-
-def test_powers_need_a_prime():
-    for p in (2, 15):
-        with pytest.raises(ValueError, match="prime"):
-            spherical.discrete_log_order(p)

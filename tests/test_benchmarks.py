@@ -51,18 +51,3 @@ def test_both_ways_do_the_same_work(experiment):
 
 def get_causal_lm(model: torch.nn.Module) -> torch.nn.Module:
     return getattr(model, "causal_lm", model)
-
-
-@pytest.mark.parametrize(
-    "options,message",
-    [
-        (
-            {"experiments": ["chess"]},
-            r"`experiments` must be one or more of induction, recall, grokking, got \['chess'\]",
-        ),
-        ({"models": 0}, "`models` must be at least 1, got 0"),
-    ],
-)
-def test_stacking_refuses(options, message):
-    with pytest.raises(ValueError, match=message):
-        stacking.StackingArguments(**{**SMALL, **options})

@@ -35,6 +35,7 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
     StaticLayer,
 )
+from transformers.integrations.executorch import convert_and_export_with_cache
 
 from modeling_prism.state_spherical import RunningMeanLayer
 
@@ -462,3 +463,43 @@ def test_negative_control_the_state_is_not_cropped(case, layer, monkeypatch):
         prompt = [random_ids(9, seed=seed)]
         wrong.append(generate(model, prompt, assistant_model=stranger) != plain_loop(model, prompt, greedy))
     assert any(wrong)
+
+
+# The end of the table, and export
+
+
+WITH_TABLE = ("prism-learned_positions", "spherical-default", "spherical-uniform")
+
+
+@pytest.mark.parametrize("options", [*CACHE_OPTIONS, "beams"])
+@pytest.mark.parametrize("case", [case for case in CASES if case.id in WITH_TABLE])
+def test_generation_stops_at_the_end_of_the_position_table(case, options):
+    options = {**CACHE_OPTIONS, "beams": {"num_beams": 2}}[options]
+    model = case.model(max_position_embeddings=12, tie_word_embeddings=False)
+    cut, whole = ({"max_new_tokens": 99}, {"max_new_tokens": 3})
+    assert generate(model, prompts(9, 4), **options, **cut) == generate(model, prompts(9, 4), **options, **whole)
+    # Padding takes no position; a prompt that fills the table still gets its next token.
+    for prompt, padding, new_tokens in ((9, 6, 3), (12, 0, 1)):
+        ids, mask = left_pad([random_ids(prompt)])
+        ids, mask = (torch.nn.functional.pad(tensor, (padding, 0)) for tensor in (ids, mask))
+        told = model.generate(ids, attention_mask=mask, max_new_tokens=99, eos_token_id=None, **options)
+        assert told.shape[1] == padding + prompt + new_tokens
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("case", ROUTING_CASES)
+def test_an_exported_program_is_the_model_or_is_refused(case):
+    """ExecuTorch's wrapper keeps keys, values and lengths, and nothing else, from one call to the next."""
+    model, ids = case.model(), random_ids(1, 5)
+    model.generation_config.cache_implementation = "static"
+    model.generation_config.cache_config = {"batch_size": 1, "max_cache_len": 16}
+    if {"momentum", "running_mean"} & set(getattr(model.config, "layer_types", ())):
+        for strict in (True, False):
+            with pytest.raises(Exception, match="An exported program keeps keys and values alone"):
+                convert_and_export_with_cache(model, strict=strict)
+        program = torch.export.export(model, (), {"input_ids": ids, "use_cache": False}, strict=False).module()
+        assert_near(program(input_ids=ids, use_cache=False).logits, model(ids).logits)
+    else:
+        program = convert_and_export_with_cache(model, strict=False).module()
+        steps = [program(input_ids=ids[:, i : i + 1], cache_position=torch.tensor([i])) for i in range(5)]
+        assert_near(torch.cat(steps, dim=1), model(ids).logits)

@@ -17,19 +17,18 @@ from families import (
     positions_from_mask,
     random_ids,
 )
-from test_generation import generate, generation_model, greedy, plain_loop, prompts
+from test_generation import generate, greedy, plain_loop, prompts
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
-    QuantizedCache,
     StaticCache,
 )
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
-from modeling_prism import MomentumConfig, MomentumForCausalLM, MomentumForSequenceClassification, reference
+from modeling_prism import MomentumForCausalLM, MomentumForSequenceClassification, reference
 
 
 MOMENTUM_CASES = [case for case in CASES if case.id.startswith("momentum-")]
@@ -156,12 +155,6 @@ def test_a_llama_folder_loads_with_the_published_gamma(tmp_path):
     assert [layer.self_attn.gamma for layer in momentum.model.layers] == [0.5, 0.0, 1.0]
 
 
-@pytest.mark.parametrize("override", [{"momentum_gamma": [0.5, 1.0]}, {"momentum_gamma": math.nan}])
-def test_an_override_that_does_not_fit_is_refused(tmp_path, override):
-    with pytest.raises(ValueError, match="`momentum_gamma`"):
-        llama_and_momentum(tmp_path, **override)
-
-
 def test_no_parameters_are_added():
     config = DEFAULT.config()
     llama = LlamaForCausalLM(LlamaConfig(**LLAMA, tie_word_embeddings=True))
@@ -219,95 +212,3 @@ def test_assisted_by_llama_and_assisting_llama(tmp_path):
 
 
 # Refusals
-
-
-@pytest.mark.parametrize(
-    "arguments, name",
-    [
-        ({"momentum_gamma": math.nan}, "`momentum_gamma` must be a finite number"),
-        ({"momentum_gamma": math.inf}, "`momentum_gamma` must be a finite number"),
-        ({"momentum_gamma": -math.inf}, "`momentum_gamma` must be a finite number"),
-        ({"momentum_gamma": [0.5, math.nan]}, "`momentum_gamma` must be a finite"),
-        ({"momentum_gamma": [0.5]}, "`momentum_gamma` holds 1 numbers for `num_hidden_layers`=2"),
-        ({"momentum_gamma": []}, "`momentum_gamma` holds 0"),
-        ({"momentum_gamma": [0.5, 0.5, 0.5]}, "`momentum_gamma` holds 3"),
-        ({"momentum_streams": "v"}, "`momentum_streams` must be one of qk, k, q, got 'v'"),
-        ({"momentum_streams": "kq"}, "`momentum_streams`"),
-        ({"momentum_streams": ""}, "`momentum_streams`"),
-        ({"momentum_placement": "rope"}, "`momentum_placement` must be one of post_rope, pre_rope, got 'rope'"),
-        ({"num_key_value_heads": 3}, "`num_key_value_heads`=3"),
-        ({"num_key_value_heads": 0}, "`num_key_value_heads` must be at least 1"),
-        ({"num_attention_heads": 3}, "multiple of the number of attention heads"),
-        ({"head_dim": 7}, "`head_dim`=7 is odd"),
-        *[
-            ({name: 0}, f"`{name}` must be at least 1, got 0")
-            for name in ("vocab_size", "hidden_size", "num_attention_heads", "head_dim", "max_position_embeddings")
-        ],
-        ({"attention_dropout": math.nan}, "`attention_dropout` is a probability"),
-        (
-            {"rope_parameters": {"rope_type": "yam", "rope_theta": 1e4}},
-            "`rope_type` in .* one of default, .*got 'yam'",
-        ),
-        ({"rope_theta": 0.0}, "`rope_theta` in `rope_parameters` must be a finite number above 0, got 0.0"),
-        ({"initializer_range": -0.1}, "`initializer_range`"),
-        ({"num_hidden_layers": 0}, "`num_hidden_layers`"),
-        ({"hidden_act": "rlu"}, "`hidden_act` must be .* such as gelu, relu, silu or tanh, got 'rlu'"),
-        ({"rms_norm_eps": -1}, "`rms_norm_eps` must be a finite number above 0, got -1"),
-    ],
-)
-def test_the_config_refuses(arguments, name):
-    with pytest.raises(ValueError, match=name):
-        MomentumConfig(**{**LLAMA, **arguments})
-
-
-def llama_cache():
-    llama = LlamaForCausalLM(LlamaConfig(**LLAMA))
-    return llama(random_ids(2, 5)).past_key_values
-
-
-@pytest.mark.parametrize(
-    "make_cache, message",
-    [
-        (lambda config: DynamicCache(), "DynamicCache.config=model.config"),
-        (lambda config: llama_cache(), "has no place for the previous token"),
-        (lambda config: StaticCache(config=LlamaConfig(**LLAMA), max_cache_len=16), "no place"),
-        (lambda config: QuantizedCache("fp8", LlamaConfig(**LLAMA)), "QuantizedCache.*no place"),
-        (lambda config: DynamicCache(config=DEFAULT.config(num_hidden_layers=1)), "no place"),
-        (lambda config: DynamicCache([(torch.ones(2, 4, 5, 8),) * 2] * 2, config=config), "another model filled it"),
-        (lambda config: ((torch.ones(2, 4, 5, 8),) * 2,) * 2, "tuple.* no place"),
-    ],
-)
-def test_a_cache_without_the_state_is_refused(make_cache, message):
-    model = DEFAULT.model()
-    with pytest.raises(ValueError, match=message):
-        model(random_ids(2, 3), past_key_values=make_cache(model.config))
-    if message != "another model filled it":
-        return
-    # Plain Llama needs no state.
-    model = DEFAULT.model(momentum_gamma=0.0)
-    assert model(random_ids(2, 3), past_key_values=make_cache(model.config)).logits.isfinite().all()
-
-
-@torch.no_grad()
-def test_a_cache_of_another_batch_is_refused():
-    model = DEFAULT.model()
-    cache = model(random_ids(1, 5)).past_key_values
-    with pytest.raises(ValueError, match="holds a batch of 1, not of 3.*`batch_repeat_interleave`"):
-        model(random_ids(3, 1), past_key_values=cache)
-    cache = StaticCache(config=model.config, max_cache_len=8)
-    for change in (cache.activate_past_recording, lambda: cache.crop(-1)):
-        with pytest.raises(ValueError, match="`StaticCache` cannot be cropped"):
-            change()
-
-
-def test_modes_that_lose_the_state_are_refused():
-    model = generation_model(DEFAULT)
-    # By transformers itself.
-    with pytest.raises(ValueError, match="only full attention layers"):
-        generate(model, prompts(), cache_implementation="quantized", cache_config={"backend": "fp8"})
-    with pytest.raises(ValueError, match="offload"):
-        generate(model, prompts(), cache_implementation="offloaded")
-    with pytest.raises(ValueError, match="generate_batch.*call `generate`"):
-        model.generate_batch([[5, 6, 7]])
-    with pytest.raises(ValueError, match="position_ids"):
-        model(random_ids(1, 5), cu_seq_lens_q=torch.tensor([0, 2, 5]))

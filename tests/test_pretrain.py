@@ -14,10 +14,9 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, GPT2Config
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from modeling_prism import PrismConfig, SphericalConfig
-from training import bindings, pretrain, tell
+from training import pretrain, tell
 from training.callbacks import scheduled_noise_coefficient, tell_story
 from training.command import TrainingDiverged
 from training.loading import load_config, parse_overrides
@@ -29,46 +28,7 @@ pytestmark = pytest.mark.experiment
 
 ROOT = Path(__file__).parent.parent
 GROKKING = "configuration/recipes/grokking.yaml"
-# A lookup table instead of the recipe's stories.
-TABLE = ("--dataset_name", "addition", "--block_size", "3")
 SIZES = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2}
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory, corpus):
-    """The file of a recipe for a run of a few seconds."""
-    folder = tmp_path_factory.mktemp("recipe")
-    PrismConfig(**SIZES, num_attention_heads=4, hidden_dropout=0.1, max_position_embeddings=32).save_pretrained(
-        folder / "model"
-    )
-    sizes = {**SIZES, "num_attention_heads": 4, "max_position_embeddings": 32, "attention_routing": "uniform"}
-    SphericalConfig(**sizes).save_pretrained(folder / "spherical")
-    GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=32).save_pretrained(folder / "gpt2")
-    settings = {
-        "model_config": str(folder / "model"),
-        "dataset_name": str(corpus),
-        "num_train_stories": 40,
-        "num_validation_stories": 8,
-        "tokenizer_vocab_size": 300,
-        "block_size": 32,
-        "max_steps": 6,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "eval_on_start": True,
-        "eval_strategy": "steps",
-        "eval_steps": 3,
-        "save_strategy": "steps",
-        "save_steps": 2,
-        "save_total_limit": 2,
-        "logging_steps": 1,
-        "sample_max_new_tokens": 8,
-        "report_to": "none",
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "disable_tqdm": True,
-    }
-    (folder / "recipe.yaml").write_text(json.dumps(settings))
-    return folder / "recipe.yaml"
 
 
 def run(recipe, output_dir, *options):
@@ -84,13 +44,6 @@ def run_process(recipe, output_dir, *options, launcher=(), code=None):
     # With the same number of threads, because another number rounds sums differently.
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-
-
-@pytest.fixture(scope="module")
-def finished(recipe, tmp_path_factory):
-    """An uninterrupted run."""
-    output_dir = tmp_path_factory.mktemp("run") / "finished"
-    return output_dir, run(recipe, output_dir)
 
 
 def weights(folder):
@@ -136,8 +89,6 @@ def test_tokens_seen_counts_short_batches(recipe, tmp_path):
         assert f" {result['tokens_seen']:,} tokens |" in (tmp_path / name / "README.md").read_text()
     seconds = next(log["train_runtime"] for log in history if "train_runtime" in log)
     assert large["tokens_seen"] / seconds <= large["tokens_per_second"] < 3 * 4000 * 32 / seconds
-    with pytest.raises(ValueError, match="`include_num_input_tokens_seen`=False.*leave it out"):
-        run(recipe, tmp_path / "other", "--include_num_input_tokens_seen", "no")
 
 
 def test_the_model_is_evaluated_before_during_and_after(finished):
@@ -277,8 +228,6 @@ def test_fine_tuning_starts_from_the_model_as_it_was_saved(recipe, finished, tmp
     for name, weight in before.state_dict().items():
         assert torch.equal(weight, after.state_dict()[name]), name
     assert "fine-tuned from" in (tmp_path / "tuned" / "README.md").read_text()
-    with pytest.raises(ValueError, match="`tokenizer_name` is for a new model"):
-        run(recipe, tmp_path / "other", *options, "--tokenizer_name", finished[0])
 
 
 def test_the_best_model_is_saved_with_its_own_lambda(recipe, tmp_path):
@@ -415,11 +364,6 @@ def test_a_model_of_a_table_is_asked_and_tells_no_stories(of_a_table):
     tokenizer, model = AutoTokenizer.from_pretrained(output_dir), AutoModelForCausalLM.from_pretrained(output_dir)
     answer = model(**tokenizer("3 4 =", return_tensors="pt")).logits[0, -1].argmax().item()
     assert tell.main([str(output_dir), "--prompt", "3 4 ="]) == f"3 4 = {tokenizer.decode([answer])}"
-    for prompt in ("Once upon a time", "3 23 =", "3 4", "= 4 =", ""):
-        with pytest.raises(ValueError, match="`prompt`=.* reads 'a b =', .* from 0 to 22"):
-            tell.main([str(output_dir), "--prompt", prompt])
-    with pytest.raises(ValueError, match="`model`=.* was trained on a lookup table"):
-        bindings.main([str(output_dir)])
 
 
 def test_overrides_decide_the_tokens_of_a_table():
@@ -431,98 +375,11 @@ def test_overrides_decide_the_tokens_of_a_table():
     assert size(114) == size(None) == 114
     assert (size(24), size(121), size(24, config_overrides="logit_scale=5")) == (24, 121, 24)
     assert size(24, config_overrides="logit_scale=5,vocab_size=30") == 30
-    # A trained model keeps its own.
-    trained = str(ROOT / "configuration" / "models" / "spherical-grok")
-    assert size(24, model_config=None, init_from=trained) == 114
 
 
 def test_unused_rows_are_reported(recipe, tmp_path, caplog):
     run(recipe, tmp_path / "run", "--config_overrides", "vocab_size=307", "--max_steps", 1)
     assert "`vocab_size`=307, but the tokenizer has 300 tokens: 7 rows are never used" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--tokenizer_vocab_size", "301"], "`vocab_size`=300"),
-        (["--block_size", "33"], "`max_position_embeddings`=32"),
-        (["--config_overrides", "hidden_sise=3"], "`hidden_sise`"),
-        (["--config_overrides", "num_signal_heads=4"], "`num_signal_heads`"),
-        (["--init_from", "somewhere"], "`model_config`"),
-        (["--dataset_name", "stories", "--streaming", "true"], "`streaming`"),
-        (["--noise_coefficient_end", "-1"], "`noise_coefficient_end`"),
-        (["--config_overrides", "noise_coefficient=1e999"], "`noise_coefficient`"),
-        (["--config_overrides", "hidden_size"], "key=value"),
-        (["--model_config", "nowhere/at/all"], "`model_config`='nowhere/at/all'.*presets"),
-        (["--tokenizer_name", "nowhere/at/all"], "`tokenizer_name`='nowhere/at/all'"),
-        (["--max_steps", "0"], "`max_steps`=0"),
-        (["--per_device_train_batch_size", "0"], "`per_device_train_batch_size`"),
-        (["--block_size", "-5"], "`block_size`"),
-        (["--num_train_stories", "0"], "`num_train_stories`"),
-        (["--max_steps", "-5"], "`max_steps`=-5"),
-        (["--max_steps", "-1", "--num_train_epochs", "nan"], "`num_train_epochs`=nan"),
-        (["--max_steps", "-1", "--num_train_epochs", "inf"], "`num_train_epochs`=inf"),
-        (["--learning_rate", "-1"], "`learning_rate` must be at least 0 and finite, got -1.0"),
-        (["--learning_rate", "nan"], "`learning_rate` .* got nan"),
-        (["--learning_rate", "inf"], "`learning_rate` .* got inf"),
-        (["--weight_decay", "-0.1"], "`weight_decay`"),
-        (["--adam_beta1", "1"], "`adam_beta1` must be at least 0 and below 1, got 1.0"),
-        (["--adam_beta2", "nan"], "`adam_beta2`"),
-        (["--adam_epsilon=-1e-8"], "`adam_epsilon`"),
-        (["--max_grad_norm", "-1"], "`max_grad_norm`"),
-        (["--warmup_steps", "-3"], "`warmup_steps`"),
-        (["--label_smoothing_factor", "1"], "`label_smoothing_factor`"),
-        (["--logging_steps", "0"], "`logging_steps` must be above 0"),
-        (["--save_steps", "-2"], "`save_steps`"),
-        (["--seed", "-1"], "`seed` must be at least 0 and below 4294967296, got -1"),
-        (["--dataloader_num_workers", "-1"], "`dataloader_num_workers`"),
-        (["--preprocessing_num_workers", "0"], "`preprocessing_num_workers`"),
-        (["--tokenizer_vocab_size", "257"], "`tokenizer_vocab_size`=257"),
-        (["--report_to", "tensorbored"], "`report_to`=.*tensorbored"),
-        (["--lr_scheduler_type", "cosin"], "cosin"),
-        (["--lr_scheduler_kwargs", '{"min_rate": 1}'], "`lr_scheduler_kwargs`=.*min_rate"),
-        (["--dataset_name", "missing.txt"], "`dataset_name`='missing.txt': there is no such file"),
-        (["--dataset_name", "/missing/folder"], "there is no such file or folder"),
-        ([*TABLE, "--label_smoothing_factor", "0.1"], "`label_smoothing_factor` .* lookup table"),
-        (["--validation_file", "valid.txt"], "`validation_file`"),
-        (["--attn_implementation", "flash"], "attn_implementation"),
-        ([*TABLE, "--remove_unused_columns", "true"], "`remove_unused_columns`=True would drop .* leave it out"),
-        (["--dataset_name", "additon"], "`dataset_name`='additon' is not .*: did you mean 'addition'"),
-        (["--dataset_name", "Addition"], "did you mean 'addition'"),
-        ([*TABLE, "--dataset_name", "subtraction"], "'subtraction' .* lookup tables .addition, multiplication, s5."),
-        ([*TABLE, "--modulus", "1"], "`modulus` must be .* above 1, got 1"),
-        ([*TABLE, "--config_overrides", "vocab_size=100"], "data have 114 tokens.*`vocab_size`=100.*vocab_size=114`"),
-    ],
-)
-def test_bad_options_are_refused_before_anything_is_written(options, message, recipe, tmp_path, capsys):
-    # The parser exits, and says why.
-    with pytest.raises((ValueError, SystemExit)) as refused:
-        run(recipe, tmp_path / "run", *options)
-    assert re.search(message, f"{refused.value} {capsys.readouterr().err}", flags=re.DOTALL)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("block_size", None, "`block_size` must be int, got None"),
-        ("seed", 1.5, "`seed` must be int, got 1.5 .float."),
-        ("max_steps", True, "`max_steps` must be int, got True .bool."),
-        ("learning_rate", [1e-3], "`learning_rate` must be float"),
-        ("dataset_name", 7, "`dataset_name` must be str, got 7"),
-        ("eval_strategy", False, "`eval_strategy` must be str, got False .bool.. Write `no` in quotes"),
-        ("eval_on_start", 3, "`eval_on_start` must be bool"),
-        ("max_steps", "many", "--max_steps.*: invalid int value: 'many'"),
-        (3, "x", "unknown key `3`"),
-    ],
-)
-def test_recipes_with_values_of_a_wrong_type_are_refused(key, value, message, recipe, tmp_path, capsys):
-    settings = json.loads(recipe.read_text())
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**settings, key: value}))
-    with pytest.raises((ValueError, SystemExit)) as refused:
-        run(tmp_path / "recipe.yaml", tmp_path / "run")
-    assert re.search(message, f"{refused.value} {capsys.readouterr().err}")
-    assert not (tmp_path / "run").exists()
 
 
 def test_numbers_as_people_write_them_are_read(recipe, tmp_path):
@@ -533,59 +390,9 @@ def test_numbers_as_people_write_them_are_read(recipe, tmp_path):
         assert parse_arguments([str(tmp_path / "recipe.yaml")])[2].learning_rate == expected
 
 
-def test_models_that_cannot_be_trained_are_refused(recipe, finished, tmp_path):
-    sizes = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    BertConfig(**sizes, intermediate_size=37, max_position_embeddings=32).save_pretrained(tmp_path / "bert")
-    with pytest.raises(ValueError, match="`model_config` is a bert that reads later tokens"):
-        run(recipe, tmp_path / "run", "--model_config", tmp_path / "bert")
-    tuned = ["--model_config", "", "--init_from"]
-    with pytest.raises(ValueError, match=r"`init_from`=.* lacks weights of PrismForCausalLM \(model.layers.2"):
-        run(recipe, tmp_path / "run", *tuned, finished[0], "--config_overrides", "num_hidden_layers=3")
-    for name, content in (("model.safetensors", b"\x10"), ("config.json", b"{"), ("tokenizer.json", b"{")):
-        shutil.copytree(finished[0] / "checkpoint-6", tmp_path / name)
-        (tmp_path / name / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"={str(tmp_path / name)!r} is neither"):
-            run(recipe, tmp_path / "run", *tuned, tmp_path / name)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="`tokenizer_name`=.* is neither"):
-        run(recipe, tmp_path / "run", "--tokenizer_name", tmp_path / "empty")
-    assert not (tmp_path / "run").exists()
-    with pytest.raises(ValueError, match="`model`=.* is neither"):
-        tell.main([str(tmp_path / "model.safetensors")])
-
-
-def test_misspelt_keys_are_refused_by_name(recipe, tmp_path):
-    settings = json.loads(recipe.read_text())
-    (tmp_path / "recipe.yaml").write_text(json.dumps({**settings, "learning_rte": 1}))
-    with pytest.raises(ValueError, match="unknown key `learning_rte`: did you mean `learning_rate`"):
-        run(tmp_path / "recipe.yaml", tmp_path / "run")
-    with pytest.raises(ValueError, match="Unknown option '--learning_rte': did you mean `--learning_rate`"):
-        run(recipe, tmp_path / "run", "--learning_rte", "1")
-    with pytest.raises(ValueError, match="no recipe"):
-        run(tmp_path / "missing.yaml", tmp_path / "run")
-    for text, message in (("\tmax_steps: 3", "not valid YAML"), ("- max_steps", "`key: value` lines")):
-        (tmp_path / "recipe.yaml").write_text(text)
-        with pytest.raises(ValueError, match=message):
-            run(tmp_path / "recipe.yaml", tmp_path / "run")
-
-
 def test_overrides_are_numbers_as_people_write_them():
     overrides = parse_overrides("a=1,b=1e-2,c=true,d=gelu,e=null")
     assert overrides == {"a": 1, "b": 0.01, "c": True, "d": "gelu", "e": None}
-
-
-def test_an_output_folder_of_another_run_is_refused(recipe, finished, tmp_path):
-    with pytest.raises(ValueError, match="`learning_rate` was 0.01, now 0.02"):
-        run(recipe, finished[0], "--learning_rate", "0.02")
-    with pytest.raises(ValueError, match="`config` was"):
-        run(recipe, finished[0], "--config_overrides", "num_hidden_layers=3")
-    with pytest.raises(ValueError, match="`label_smoothing_factor` was 0"):
-        run(recipe, finished[0], "--label_smoothing_factor", "0.1")
-    with pytest.raises(ValueError, match="is a file"):
-        run(recipe, finished[0] / "results.json")
-    (tmp_path / "notes.txt").write_text("something else")
-    with pytest.raises(ValueError, match="is not empty"):
-        run(recipe, tmp_path)
 
 
 def test_a_finished_run_is_read_back_from_a_moved_checkout(recipe, finished, tmp_path):
@@ -730,20 +537,6 @@ def test_unusual_output_folders(recipe, tmp_path, monkeypatch):
     assert (tmp_path / "here" / "results.json").is_file()
 
 
-def test_output_folders_that_cannot_be_written_are_refused_first(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrain, "load_data", lambda *args: pytest.fail("the corpus was read"))
-    (tmp_path / "file").write_text("")
-    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    for output_dir, message in (
-        (tmp_path / "file", "is a file"),
-        (tmp_path / "file" / "below", "lies below the file"),
-        (tmp_path / "dangling", "is a link to a folder that does not exist"),
-        ("/proc/run", "cannot be written"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            run(recipe, output_dir)
-
-
 def test_a_corpus_is_known_by_its_contents(recipe, finished, corpus, tmp_path):
     same, other = tmp_path / "same" / corpus.name, tmp_path / "other" / corpus.name
     for folder in (same, other):
@@ -814,14 +607,6 @@ def test_lengths_fit_the_model(finished, of_a_table, capsys):
         told = tell.main([str(finished[0]), "--prompt", prompt, "--max_new_tokens", "99"])
         assert told.startswith(prompt)
         assert tell_story(model, tokenizer, prompt, 99).startswith(prompt)
-
-
-def test_resuming_with_a_changed_model_is_refused(recipe, finished, tmp_path):
-    checkpoint = ["--resume_from_checkpoint", str(finished[0] / "checkpoint-4")]
-    with pytest.raises(ValueError, match="`num_hidden_layers` was 2, now 3"):
-        run(recipe, tmp_path / "run", *checkpoint, "--config_overrides", "num_hidden_layers=3")
-    with pytest.raises(ValueError, match="not a complete checkpoint"):
-        run(recipe, tmp_path / "other", "--resume_from_checkpoint", str(tmp_path))
 
 
 # transformers imports scipy if it finds it, so that the test hides it.

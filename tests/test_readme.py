@@ -15,7 +15,7 @@ from transformers import HfArgumentParser, LlamaConfig, LlamaForCausalLM, PreTra
 from modeling_prism import PrismConfig, PrismForCausalLM, SphericalConfig, SphericalForCausalLM
 from modeling_prism.analysis import __main__ as analysis
 from tests.ecosystem.table import make_blocks
-from training import bindings, tell
+from training import tell
 from training.data import DataArguments, load_texts, train_tokenizer
 from training.experiments.common import arguments
 from training.experiments.common.readme import fill
@@ -230,14 +230,6 @@ def test_there_is_something_to_run():
 def test_tell(trained, capsys):
     story = tell.main([str(trained / "quickstart"), "--prompt", "Tom and Mia", "--max_new_tokens", "5"])
     assert story.startswith("Tom and Mia") and story in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("command", [tell, bindings], ids=["tell", "bindings"])
-@pytest.mark.parametrize("model", ["configuration/models/prism-tiny", "nowhere/at/all"])
-def test_a_model_that_was_not_trained_is_named(command, model, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(ValueError, match=f"`model`='{model}'.*make demo"):
-        command.main([model])
 
 
 def test_every_file_of_the_tree_exists():

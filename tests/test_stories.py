@@ -79,20 +79,3 @@ def test_stories_are_distinct(told):
 def test_columns():
     dataset = stories("validation", 3)
     assert dataset.column_names == ["text"] and len(dataset) == 3
-
-
-@pytest.mark.parametrize("split", ["test", "", None])
-def test_an_unknown_split_is_refused(split):
-    with pytest.raises(ValueError, match=r"`split` must be one of .*train"):
-        stories(split, 1)
-
-
-@pytest.mark.parametrize("num_stories", [0, -1, 2.0, "3", True])
-def test_a_bad_number_of_stories_is_refused(num_stories):
-    with pytest.raises(ValueError, match="`num_stories` must be a positive integer"):
-        stories("train", num_stories)
-
-
-def test_tell_refuses_an_unknown_split():
-    with pytest.raises(ValueError, match="`split`"):
-        tell(0, "test")

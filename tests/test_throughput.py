@@ -128,32 +128,6 @@ def test_two_configs_of_one_folder(tmp_path):
     assert result["models"][softmax]["parameters"] == result["models"][uniform]["parameters"]
     training = result["phases"]["training"]
     assert training[uniform]["flops_per_token"] < training[softmax]["flops_per_token"]
-    with pytest.raises(ValueError, match="`routing`, which a spherical config does not have"):
-        run_benchmark(ThroughputArguments(models=[arms[0], f"{folder}:routing=uniform"], **SMALL))
-    AutoModelForCausalLM.from_config(SphericalConfig(**SIZES)).save_pretrained(folder)
-    with pytest.raises(ValueError, match="its weights were trained without"):
-        run_benchmark(ThroughputArguments(models=arms, **SMALL))
-
-
-def test_refusals(folders, tmp_path):
-    both = [folders["prism"], folders["gpt2"]]
-    with pytest.raises(ValueError, match="at least two"):
-        ThroughputArguments(models=both[:1], **SMALL)
-    with pytest.raises(ValueError, match="not in `models`"):
-        ThroughputArguments(models=both, reference="elsewhere", **SMALL)
-    with pytest.raises(ValueError, match="`rounds` must be at least 1, got 0"):
-        ThroughputArguments(models=both, **{**SMALL, "rounds": 0})
-    with pytest.raises(ValueError, match="`decode_tokens`=12 leaves no prompt"):
-        ThroughputArguments(models=both, **{**SMALL, "decode_tokens": 12})
-    with pytest.raises(ValueError, match="twice"):
-        run_benchmark(ThroughputArguments(models=both[:1] * 2, **SMALL))
-    with pytest.raises(ValueError, match="not a model folder"):
-        run_benchmark(ThroughputArguments(models=[both[0], str(tmp_path)], **SMALL))
-    (tmp_path / "config.json").write_text('{"model_type": "no_such_model"}')
-    with pytest.raises(ValueError, match="does not describe a model"):
-        run_benchmark(ThroughputArguments(models=[both[0], str(tmp_path)], **SMALL))
-    with pytest.raises(ValueError, match="`sequence_length`=25 .* 24 positions .* `--sequence_length 24`"):
-        run_benchmark(ThroughputArguments(models=both, **{**SMALL, "sequence_length": 25}))
 
 
 @pytest.mark.skipif(

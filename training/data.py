@@ -11,9 +11,8 @@ from datasets.exceptions import DatasetGenerationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from training.files import digest
 from training.tasks import Blocks, CardFacts
-from training.tasks.arithmetic import BLOCK_SIZE, TABLES, check_table, load_table, table_vocab_size
+from training.tasks.arithmetic import BLOCK_SIZE, TABLES, check_table, load_table, reads_a_table, table_vocab_size
 from training.tasks.stories import stories
 
 
@@ -108,7 +107,7 @@ class DataArguments:
         The files of the parts `train` and `validation` of a local corpus; none if the data are built in or on the hub.
 
         Raises:
-            ValueError: a part is missing, or both parts are the same.
+            ValueError: a part is missing.
         """
         path = Path(self.dataset_name)
         if self.dataset_name in ("stories", *TABLES) or not path.exists():
@@ -125,12 +124,6 @@ class DataArguments:
                     else "give one with `--validation_file`"
                 )
                 raise ValueError(f"`dataset_name`={str(path)!r} has no {part} part ({file or 'no file'}): {remedy}.")
-        train, validation = files.values()
-        if train.stat().st_size == validation.stat().st_size and digest(train) == digest(validation):
-            raise ValueError(
-                f"The train part {str(train)!r} and the validation part {str(validation)!r} are identical: hold out "
-                "stories that the model is not trained on."
-            )
         return files
 
     def _check_dataset_name(self):
@@ -171,13 +164,14 @@ def load_data(
     Raises:
         ValueError: from `load_texts`, `load_tokenizer`, `make_blocks` and `load_table`.
     """
+    option = "tokenizer_name" if arguments.tokenizer_name else "init_from"
     if arguments.dataset_name in TABLES:
         return load_table(
             arguments.dataset_name, modulus=arguments.modulus, train_fraction=arguments.train_fraction, seed=seed
         )
     texts = load_texts(arguments)
     if tokenizer_name:
-        tokenizer = load_tokenizer(tokenizer_name)
+        tokenizer = load_tokenizer(tokenizer_name, option)
     else:
         tokenizer = train_tokenizer(texts["train"], arguments.tokenizer_vocab_size)
     return tokenizer, make_blocks(texts, tokenizer, arguments)
@@ -192,8 +186,8 @@ def load_texts(arguments: DataArguments) -> DatasetDict:
         `IterableDataset` if `arguments.streaming`.
 
     Raises:
-        ValueError: missing file, part or column, a file that is not UTF-8, an empty part, or an unreachable hub
-            dataset.
+        ValueError: missing file, part or column, a file that is not UTF-8, an empty part, identical parts, or an
+            unreachable hub dataset.
     """
     path = Path(arguments.dataset_name)
     if arguments.dataset_name == "stories":
@@ -205,6 +199,12 @@ def load_texts(arguments: DataArguments) -> DatasetDict:
         texts = DatasetDict({part: _load_file(file) for part, file in arguments.local_files().items()})
     else:
         texts = _load_from_hub(arguments)
+    if isinstance(texts["train"], Dataset) and len(texts["train"]) == len(texts["validation"]):
+        if all(train == validation for train, validation in zip(texts["train"], texts["validation"])):
+            raise ValueError(
+                f"The parts train and validation of `dataset_name`={arguments.dataset_name!r} are identical: hold out "
+                "stories that the model is not trained on."
+            )
 
     limits = {"train": arguments.num_train_stories, "validation": arguments.num_validation_stories}
     for part, rows in texts.items():
@@ -359,13 +359,16 @@ def train_tokenizer(texts: Dataset | IterableDataset, vocab_size: int) -> PreTra
     )
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, option: str = "tokenizer_name") -> PreTrainedTokenizerBase:
     """
     Loads a tokenizer by folder, `tokenizer.json` file or hub name, and adds missing end-of-text and padding tokens.
 
     Raises:
-        ValueError: no such tokenizer.
+        ValueError: no such tokenizer, or that of a lookup table; `option` is what the message calls it.
     """
+    remedy = (
+        "leave it out to train one on the corpus" if option == "tokenizer_name" else "give a trained model's folder"
+    )
     file = Path(name, "tokenizer.json")
     if file.is_file() and not Path(name, "tokenizer_config.json").is_file():
         name = str(file)
@@ -376,9 +379,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     except Exception as error:
         cause = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"`tokenizer_name`={name!r} is neither a folder with a tokenizer.json nor an available hub tokenizer "
-            f"({cause}); leave it out to train one on the corpus."
+            f"`{option}`={name!r} is neither a folder with a tokenizer.json nor an available hub tokenizer "
+            f"({cause}); {remedy}."
         ) from error
+    if reads_a_table(tokenizer):
+        raise ValueError(f"`{option}`={name!r} reads a lookup table, not text; {remedy}.")
     # If padding looked like the end of a text, fine-tuning with masked padding would unlearn to stop.
     defaults = {"eos_token": END_OF_TEXT, "bos_token": tokenizer.eos_token or END_OF_TEXT, "pad_token": PAD}
     missing = {key: token for key, token in defaults.items() if getattr(tokenizer, key) is None}

@@ -77,7 +77,8 @@ def check_causal(model: PreTrainedModel, option: str) -> None:
     )
     model.train(was_training)
     # Nonfinite logits compare equal: they are another problem.
-    if not torch.allclose(first.float(), second.float(), atol=1e-4, equal_nan=True):
+    tolerance = 1e-5 * first.abs().nan_to_num().max().item()
+    if not torch.allclose(first.float(), second.float(), rtol=0, atol=tolerance, equal_nan=True):
         raise ValueError(
             f"`{option}` is a {model.config.model_type} that reads later tokens, so that it has no next-token loss: "
             "give a causal language model (BERT and its kin need `is_decoder=True`)."
@@ -114,8 +115,12 @@ def load_config(arguments: ModelArguments, vocab_size: int | None = None) -> Pre
             "configuration/models/."
         ) from error
     text = arguments.config_overrides or ""
-    is_fixed = bool(arguments.init_from) or "vocab_size" in parse_overrides(text)
-    if vocab_size not in (None, config.vocab_size) and not is_fixed:
+    if arguments.init_from and vocab_size not in (None, config.vocab_size):
+        raise ValueError(
+            f"`init_from`={source!r} has {config.vocab_size} tokens, but the lookup table has {vocab_size}: fine-tune "
+            "a model of that table."
+        )
+    if vocab_size not in (None, config.vocab_size) and "vocab_size" not in parse_overrides(text):
         logger.info("Using `vocab_size`=%d, as many tokens as the data have, not %d.", vocab_size, config.vocab_size)
         text = f"vocab_size={vocab_size},{text}"
     return override_config(config, source, text)
@@ -130,7 +135,13 @@ def override_config(config: PreTrainedConfig, source: str, text: str) -> PreTrai
     if overrides:
         # Start from the file again, so that derived values follow the overrides.
         values, _ = PreTrainedConfig.get_config_dict(source)
-        config = AutoConfig.for_model(**{**values, **overrides})
+        try:
+            config = AutoConfig.for_model(**{**values, **overrides})
+        # Other architectures raise all kinds of errors for values of a wrong type.
+        except Exception as error:
+            raise ValueError(
+                f"`config_overrides`={text!r} does not fit a {config.model_type} config: {error}"
+            ) from error
     return config
 
 
@@ -141,7 +152,10 @@ def parse_overrides(text: str) -> dict:
         key, separator, value = entry.partition("=")
         if not separator:
             raise ValueError(f"`config_overrides`={text!r} has {entry!r}, which is not of the form key=value.")
-        value = yaml.safe_load(value)
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"`config_overrides`={text!r} has {entry!r}, whose value is not YAML.") from None
         # YAML reads 1e-2, without a point, as text.
         with contextlib.suppress(TypeError, ValueError):
             value = float(value) if isinstance(value, str) else value
@@ -176,7 +190,12 @@ def build_model(
     if arguments.init_from:
         model = load_causal_lm(arguments.init_from, "init_from", config=config, **options)
     else:
-        model = AutoModelForCausalLM.from_config(config, **options)
+        try:
+            model = AutoModelForCausalLM.from_config(config, **options)
+        # Other architectures raise all kinds of errors for sizes that do not fit each other.
+        except Exception as error:
+            changes = f" with `config_overrides`={arguments.config_overrides!r}" if arguments.config_overrides else ""
+            raise ValueError(f"`model_config`={arguments.model_config!r}{changes} makes no model: {error}") from error
         check_causal(model, "model_config")
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(model.generation_config, name, getattr(tokenizer, name))

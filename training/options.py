@@ -1,6 +1,7 @@
 """The options of `training.pretrain`: of the model, the data and the run, from a recipe and the command line."""
 
 import dataclasses
+import json
 import math
 import types
 import typing
@@ -18,6 +19,7 @@ from training.callbacks import NOISE_COEFFICIENT_END, NOISE_COEFFICIENT_START
 from training.command import CommandParser, suggest
 from training.data import DataArguments
 from training.files import name_only
+from training.tasks import Blocks
 
 
 @dataclass
@@ -44,7 +46,7 @@ INTERVALS = {
     **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps"), (1, math.inf)),
     **dict.fromkeys(("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps"), (0, math.inf)),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), (0, 1)),
-    **dict.fromkeys(("dataloader_num_workers", "sample_max_new_tokens"), (0, math.inf)),
+    **dict.fromkeys(("dataloader_num_workers", "sample_max_new_tokens", "save_total_limit"), (0, math.inf)),
     # numpy takes no others.
     **dict.fromkeys(("seed", "data_seed"), (0, 2**32)),
 }
@@ -113,7 +115,10 @@ class PretrainArguments(TrainingArguments):
                 f"`remove_unused_columns`={self.remove_unused_columns!r} would drop `shift_labels`, without which a "
                 "lookup table trains on wrong labels: leave it out."
             )
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{error.doc!r}, the value of an option that takes JSON, is not valid: {error}") from None
         self._check_extensions()
 
     def _check_extensions(self):
@@ -210,3 +215,12 @@ def check_combination(model: ModelArguments, data: DataArguments, training: Pret
             "`streaming` with a new tokenizer would read the whole stream to train it: give `tokenizer_name`, or "
             "`num_train_stories`."
         )
+
+
+def check_blocks(training: PretrainArguments, blocks: Blocks) -> None:
+    """Refuses, with a `ValueError`, options that contradict the data."""
+    if training.label_smoothing_factor and blocks.label_shift != 1:
+        raise ValueError("`label_smoothing_factor` shifts labels, but those of a lookup table are in place: omit it.")
+    best, known = training.metric_for_best_model, ("loss", *blocks.metrics.values())
+    if best is not None and best.removeprefix("eval_") not in known:
+        raise ValueError(f"`metric_for_best_model`={best!r} is not evaluated: choose one of {', '.join(known)}.")

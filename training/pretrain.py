@@ -42,7 +42,14 @@ from training.flops import training_flops_per_token
 from training.loading import build_model, check_sizes, load_config
 from training.metrics import language_modeling_metrics, score_tokens
 from training.model_card import code_revision
-from training.options import ARGUMENTS, ModelArguments, PretrainArguments, check_combination, parse_arguments
+from training.options import (
+    ARGUMENTS,
+    ModelArguments,
+    PretrainArguments,
+    check_blocks,
+    check_combination,
+    parse_arguments,
+)
 from training.resume import RESULTS_FILE, begin_run, check_output_dir, describe_run, find_checkpoint, threads_of_run
 from training.tasks import Blocks
 from training.trainer import PretrainTrainer, cpu_threads, explaining_an_interrupt, train
@@ -88,10 +95,7 @@ def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
             tokenizer_name = str(output_dir)
         tokenizer, blocks = load_data(data_arguments, training_arguments.seed, tokenizer_name)
         check_sizes(config, blocks.vocab_size, data_arguments.block_size)
-        if training_arguments.label_smoothing_factor and blocks.label_shift != 1:
-            raise ValueError(
-                "`label_smoothing_factor` shifts labels, but those of a lookup table are in place: omit it."
-            )
+        check_blocks(training_arguments, blocks)
         unused = config.vocab_size - blocks.vocab_size
         if unused and training_arguments.should_log:
             logger.warning(

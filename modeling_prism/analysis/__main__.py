@@ -13,9 +13,9 @@ folder.
 """
 
 import contextlib
-import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,9 +123,14 @@ def check_out(out: str | Path) -> None:
     folder = Path(out).absolute()
     while not folder.exists():
         folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        reason = "cannot be written to" if folder.is_dir() else "is a file"
-        raise ValueError(f"`out`={str(out)!r} cannot hold a report, because {str(folder)!r} {reason}: give a folder.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        reason = f"cannot be written to ({error.strerror})" if folder.is_dir() else "is a file"
+        raise ValueError(
+            f"`out`={str(out)!r} cannot hold a report, because {str(folder)!r} {reason}: give a folder."
+        ) from None
 
 
 def read_texts(file: str | Path, num_texts: int) -> list[str]:

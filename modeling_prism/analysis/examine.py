@@ -49,7 +49,7 @@ def check_causal(model: PreTrainedModel) -> None:
             f"{name} is not a causal language model: it does not return logits over its {size} tokens at every "
             "position. Open the model with `AutoModelForCausalLM`."
         )
-    if (logits[0] - logits[1])[:, :-1].abs().max() > 1e-3 * logits[0].abs().max():
+    if (logits[0] - logits[1])[:, :-1].abs().max() > 1e-5 * logits[0].abs().max():
         raise ValueError(
             f"{name} is not a causal language model here: its predictions depend on later tokens, so losses and "
             "attention would not be comparable. Give a model that was trained to predict the next token."
@@ -153,6 +153,8 @@ def examine(
     config = model.config.get_text_config()
     if isinstance(texts, str):
         raise ValueError("`texts` must be a list of strings, got a single string: give [text].")
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("`texts` must be a list of strings, and holds something else.")
     asked, max_length = max_length, context_length(model, 256 if max_length is None else max_length)
     check_length(max_length)
     check_causal(model)

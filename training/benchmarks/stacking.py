@@ -30,6 +30,7 @@ from training.benchmarks.throughput import (
     describe_run,
     format_ratio,
     interleaved,
+    make_folder_of,
     make_synchronize,
     spread,
     write_result,
@@ -68,6 +69,7 @@ class StackingArguments:
             raise ValueError(f"`experiments` must be one or more of {', '.join(SETTINGS)}, got {self.experiments}.")
         check_positive(self, "models", "rounds", "steps")
         check_device(self.device)
+        make_folder_of(self.output)
 
 
 @dataclass

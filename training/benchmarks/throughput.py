@@ -43,7 +43,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, HfArgumentParser, PreTrainedModel, StaticCache
 
 import modeling_prism  # noqa: F401  (registers the models of this package)
-from training.experiments.common.arguments import check_positive
+from training.experiments.common.arguments import check_device, check_positive
 from training.experiments.common.readme import make_table
 from training.flops import forward_flops_per_token, training_flops_per_token
 from training.loading import override_config
@@ -103,6 +103,8 @@ class ThroughputArguments:
             raise ValueError(f"`reference`={self.reference!r} is not in `models`: {self.models}.")
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        check_device(self.device)
+        make_folder_of(self.output)
 
 
 @dataclass
@@ -438,10 +440,15 @@ def run_benchmark(arguments: ThroughputArguments) -> dict:
     return result
 
 
+def make_folder_of(output: str | None) -> None:
+    """Makes the folder of a results file; an impossible one is refused before anything is measured."""
+    if output is not None:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+
+
 def write_result(result: dict, output: str | None) -> None:
     """Writes the result as JSON; does nothing without a file."""
     if output is not None:
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
         Path(output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

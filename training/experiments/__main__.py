@@ -103,6 +103,7 @@ def main(argv: list[str] | None = None) -> None:
             command.output_dir = command.output_dir or f"outputs/{name}"
         results = Path(command.results_dir or HERE / name)
         if not command.report:
+            Path(command.output_dir).mkdir(parents=True, exist_ok=True)
             run.run(arguments, Path(command.output_dir), results, command.jobs)
         write_report(name, results)
         if results != HERE / name:
