@@ -56,13 +56,15 @@ TINY = {
 FAMILIES = [
     Family(name="Prism", prefix="Prism"),
     Family(name="Momentum", prefix="Momentum"),
-    Family(name="Spherical", prefix="Spherical"),
+    # Its head shows its rows on the sphere: the new ones are the mean of the others, but before that projection.
+    Family(name="Spherical", prefix="Spherical", left_out=("test_resize_embeddings_untied",)),
     Family(
         name="SphericalUniform",
         prefix="Spherical",
         sizes={"attention_routing": "uniform"},
         # Gradients of queries, keys and attention weights, which take no part in a running mean.
         left_out=(
+            "test_resize_embeddings_untied",
             "test_retain_grad_hidden_states_attentions",
             "test_training_gradient_checkpointing",
             "test_training_gradient_checkpointing_use_reentrant_false",
