@@ -10,6 +10,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from training.flops import forward_flops_per_token, training_flops_per_token
+from training.loading import load_config
 from training.options import parse_arguments
 
 
@@ -91,10 +92,11 @@ def test_spherical_presets_have_the_parameters_of_prism(size):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_recipes_parse_and_explain_every_key(recipe, tmp_path):
     model, data, training = parse_arguments([str(recipe), "--use_cpu", "true", "--bf16", "false"])
-    config = AutoConfig.from_pretrained(model.model_config)
-    assert data.block_size <= config.max_position_embeddings
+    assert data.block_size <= load_config(model).max_position_embeddings
     if recipe.stem == "grokking":
         assert training.lr_scheduler_type == "constant" and training.warmup_steps == 0 == training.max_grad_norm
+    elif recipe.stem == "release":
+        assert training.lr_scheduler_type == "warmup_stable_decay" and training.max_steps == 6000
     else:
         assert training.lr_scheduler_type == "cosine_with_min_lr"
         assert training.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
