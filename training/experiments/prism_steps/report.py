@@ -101,6 +101,11 @@ def standing(distances: list[float]) -> str:
     return "ahead of" if high < 0 else "behind" if low > 0 else "level with"
 
 
+def cost(best: dict[str, list[dict]]) -> float:
+    """FLOPs of the winner, as a multiple of the body's."""
+    return best[winner(best)][0]["training_flops_per_token"] / best[BODY][0]["training_flops_per_token"]
+
+
 def verdict(rows: list[dict]) -> str:
     """What the search has found; every number is computed."""
     best = at_best(rows)
@@ -110,8 +115,8 @@ def verdict(rows: list[dict]) -> str:
     text = f"""
         **Its step and its circuits, not its dictionary.** With one dictionary and equal parameters, `{ours}` is
         {standing(distances)} `{BODY}`, its own body with ordinary attention: {with_interval(distances, "+.3f")} bits
-        per byte over {len(distances)} paired seeds. A smaller step alone, `step-0.2`, stays
-        {with_interval(above(best["step-0.2"], body), "+.3f")} behind.
+        per byte over {len(distances)} paired seeds, at {cost(best):.1f} times the FLOPs. A smaller step alone,
+        `step-0.2`, stays {with_interval(above(best["step-0.2"], body), "+.3f")} behind.
 
         Both {side} the 4-gram of the same tokens: {np.mean(bits(best[ours])):.3f} and {np.mean(bits(body)):.3f}
         against {floor:.3f}. So this is how fast they learn, not yet how well they predict.
@@ -127,6 +132,8 @@ def blocks(rows: list[dict]) -> dict[str, str]:
 def claims(rows: list[dict]) -> list[Claim]:
     best = at_best(rows)
     distances = above(best[winner(best)], best[BODY])
-    number = f"{with_interval(distances, '+.3f')} bits per byte, {len(distances)} seeds; a 4-gram is ahead of both"
+    number = (
+        f"{with_interval(distances, '+.3f')} bits per byte at {cost(best):.1f} times the FLOPs; a 4-gram beats both"
+    )
     claim = "... also with a smaller step, rotary values, gains and a key shift"
     return [Claim(claim, f"{standing(distances)} it, early in training", number, "prism_steps")]
