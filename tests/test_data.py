@@ -47,6 +47,29 @@ def test_a_changed_file_is_read_again(tmp_path):
     assert load_texts(DataArguments(dataset_name=folder))["train"]["text"][:] == ["Another story."]
 
 
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        ("Tom ran.\nHe fell.\n\nAnn sang.\n", ["Tom ran.\nHe fell.", "Ann sang."]),
+        ("\ufeffTom ran.\n\n\n\nAnn sang.", ["Tom ran.", "Ann sang."]),
+        ("\ufeffTom ran.\n\nHe fell.\n<|endoftext|>\nAnn sang.", ["Tom ran.\n\nHe fell.", "Ann sang."]),
+        ("Tom ran.\r\n\r\nAnn sang.\r\n", ["Tom ran.", "Ann sang."]),
+    ],
+    ids=["blank lines", "byte-order mark", "separators win over blank lines", "lines of Windows"],
+)
+def test_what_separates_stories_in_a_text_file(content, expected, tmp_path):
+    (tmp_path / "train.txt").write_bytes(content.encode())
+    (tmp_path / "valid.txt").write_text("Zoë slept.", encoding="utf-8")
+    assert load_texts(DataArguments(dataset_name=str(tmp_path)))["train"]["text"][:] == expected
+
+
+def test_csv_stories_that_read_like_missing_values_are_stories(tmp_path):
+    for name, text in (("train", "\ufefftext\nnull\nNA\nnan\nTom ran.\n"), ("valid", "text\nZoë slept.\n")):
+        (tmp_path / f"{name}.csv").write_text(text, encoding="utf-8")
+    texts = load_texts(DataArguments(dataset_name=str(tmp_path)))
+    assert texts["train"]["text"][:] == ["null", "NA", "nan", "Tom ran."]
+
+
 def test_built_in_stories_and_limits():
     texts = load_texts(DataArguments(num_train_stories=7, num_validation_stories=3))
     assert [len(texts[part]) for part in ("train", "validation")] == [7, 3]
