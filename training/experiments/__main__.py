@@ -103,8 +103,16 @@ def main(argv: list[str] | None = None) -> None:
             command.output_dir = command.output_dir or f"outputs/{name}"
         results = Path(command.results_dir or HERE / name)
         if not command.report:
-            Path(command.output_dir).mkdir(parents=True, exist_ok=True)
-            run.run(arguments, Path(command.output_dir), results, command.jobs)
+            folder = Path(command.output_dir)
+            is_new = not folder.exists()
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                run.run(arguments, folder, results, command.jobs)
+            except ValueError:
+                # A refused command leaves nothing behind.
+                if is_new and not any(folder.iterdir()):
+                    folder.rmdir()
+                raise
         write_report(name, results)
         if results != HERE / name:
             return
