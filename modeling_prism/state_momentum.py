@@ -165,7 +165,7 @@ def check_cache(config: PreTrainedConfig, past_key_values: Cache, batch_size: in
     layers = getattr(past_key_values, "layers", [])
     if getattr(past_key_values, "offloading", False):
         raise ValueError(f"An offloaded cache loses the previous token's state: {remedy}, without offloading.")
-    if is_torchdynamo_exporting() and "momentum" in config.layer_types:
+    if is_torchdynamo_exporting():
         raise ValueError(
             "An exported program keeps keys and values alone and would lose the previous token's state: export the "
             "model without a cache (`use_cache=False`)."

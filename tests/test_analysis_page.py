@@ -262,7 +262,8 @@ def test_heads_are_listed_by_what_they_look_at():
 
 @pytest.mark.parametrize(
     "trained, labels",
-    [(0.1, ["0", "0.05", "0.1", "0.55", "1"]), (1.0, ["0", "0.25", "0.5", "0.75", "1"]), (0.0, None)],
+    [(0.1, ["0", "0.05", "0.1", "0.55", "1"]), (1.0, ["0", "0.25", "0.5", "0.75", "1"]), (0.0, None)]
+    + [(-1.0, ["-1", "-0.5", "0", "0.5", "1"]), (-0.3, ["-0.3", "-0.15", "0", "0.5", "1"])],
 )
 def test_five_settings_of_lambda(trained, labels):
     sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 1}

@@ -89,11 +89,6 @@ def test_a_changed_weight_changes_the_fingerprint(released):
         assert release.fingerprint(model, tokenizer) != check
 
 
-def test_an_unknown_model_is_refused():
-    with pytest.raises(ValueError, match="did you mean `prism-tinystories`"):
-        release.main(["prism-tinystorys"])
-
-
 def test_endings_are_the_last_sentences_of_stories():
     stories = [
         f"Tom had a {thing}. He lost it. He found the {thing} again." for thing in ("hat", "ball", "car", "box")

@@ -52,6 +52,10 @@ def endings(stories: list[str], seed: int) -> Iterator[Probe]:
     """A story without its last sentence; its own last sentence against those of three other stories."""
     parts = [re.fullmatch(r"(.*[.!?][\"']?)(\s+[^.!?]+[.!?][\"']?)", story.strip(), re.DOTALL) for story in stories]
     parts = [part.groups() for part in parts if part]
+    if len(parts) < ENDINGS:
+        raise ValueError(
+            f"The validation part has {len(parts)} stories that end in a sentence; endings need {ENDINGS} or more."
+        )
     generator = random.Random(seed)
     for index, (begin, end) in enumerate(parts):
         others = generator.sample(parts[:index] + parts[index + 1 :], ENDINGS - 1)
@@ -113,6 +117,11 @@ def evaluate_model(
     # Nothing is trained: only the validation part is tokenised.
     texts["train"] = texts["validation"]
     bits = score_blocks(model, make_blocks(texts, tokenizer, data))
+    if len(bits) < 2:
+        raise ValueError(
+            f"The validation part has one block of `block_size`={data.block_size}, too little for an interval: give "
+            "more stories or a smaller `block_size`."
+        )
     interval = bootstrap((bits,), np.mean, rng=0, method="percentile").confidence_interval
     results = {"bits_per_byte": {"value": bits.mean(), "low": interval.low, "high": interval.high}}
     probes = {
@@ -133,12 +142,12 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, dict]]:
     parser = CommandParser((DataArguments, EvaluateArguments), prog="python -m training.evaluate")
     parser.add_argument("models", nargs="+", help="Folders or hub names of trained models.")
     data, questions, rest = parser.parse(sys.argv[1:] if argv is None else argv)
-    results = {}
-    for name in rest.models:
-        model, tokenizer = load_model_and_tokenizer(name)
+    # All are opened before the first is measured.
+    loaded = {name: load_model_and_tokenizer(name) for name in rest.models}
+    for name, (_, tokenizer) in loaded.items():
         if reads_a_table(tokenizer):
             raise ValueError(f"`models`={name!r} was trained on a lookup table and cannot read stories.")
-        results[name] = evaluate_model(model, tokenizer, data, questions)
+    results = {name: evaluate_model(*pair, data, questions) for name, pair in loaded.items()}
     kinds = list(next(iter(results.values())))
     chances = [f"{results[rest.models[0]][kind].get('chance', math.nan):.2f}" for kind in kinds[1:]]
     print(f"| model | {' | '.join(kind.replace('_', ' ') for kind in kinds)} |\n| --- |{' ---: |' * len(kinds)}")

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent
 DESCRIPTIONS = {
     "prism": (
         "A causal language model whose attention is one step of signal-noise decomposition: one tied overcomplete "
-        "dictionary, signal heads and noise heads with RoPE bases a factor pi**2 apart, the noise heads subtracted "
-        "(PRISM, arXiv 2601.15540)."
+        "dictionary, signal heads and noise heads with RoPE bases a factor pi**2 apart, the noise heads weighted by "
+        "-lambda (PRISM, arXiv 2601.15540)."
     ),
     "momentum": (
         "A causal language model with Llama's body and parameters, whose queries and keys are sheared along the text: "

@@ -133,7 +133,7 @@ def make_comparison(evaluations: dict[str, dict]) -> str:
             rows.append((value["value"], [f"`{name}`", size, f"{found['tokens_seen'] / 1e6:.1f} M", score, *shares]))
             chance = ["chance", "", "", "", *(f"{row['chance']:.2f}" for row in measures)]
     heads = ["model", "parameters", "tokens", "bits per byte", "endings", "agreement", "bindings"]
-    return make_table(heads, [row for _, row in sorted(rows)] + [chance] if rows else [])
+    return make_table(heads, [row for _, row in sorted(rows)] + [chance]) if rows else "No model is released yet."
 
 
 def write_tables(folder: Path) -> None:
@@ -170,11 +170,20 @@ def main(argv: list[str] | None = None) -> Path:
     parser = CommandParser(ReleaseArguments, prog="python -m training.release")
     parser.add_argument("name", help="Name of a model in `releases`.")
     arguments, rest = parser.parse(sys.argv[1:] if argv is None else argv)
+    if not Path(arguments.releases).is_file():
+        raise ValueError(
+            f"`releases`={arguments.releases!r} does not exist: run the command from the checkout, where "
+            "configuration/releases.yaml lists the released models."
+        )
     releases = yaml.safe_load(Path(arguments.releases).read_text(encoding="utf-8"))
     if rest.name not in releases:
         raise ValueError(f"{arguments.releases} has no model {rest.name!r}: {suggest(rest.name, releases)}")
     folder = Path(arguments.folder, rest.name)
+    if not arguments.seeds:
+        raise ValueError("`seeds` is empty: give one or more; the first is released.")
     if arguments.push_to_hub:
+        if not (folder / EVALUATION_FILE).is_file():
+            raise ValueError(f"`push_to_hub`: {folder} is not released yet; leave the option out first.")
         HfApi().create_repo(arguments.push_to_hub, exist_ok=True)
         HfApi().upload_folder(folder_path=folder, repo_id=arguments.push_to_hub)
         return folder

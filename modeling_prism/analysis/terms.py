@@ -36,7 +36,7 @@ TERMS = [
     Term(
         "Lambda",
         r"lambda\b",
-        "the weight at which Prism subtracts its noise heads; at 0 they do nothing.",
+        "the weight at which Prism subtracts its noise heads; at 0 they do nothing, and below 0 they are added.",
         "z + U^T [signal, -lambda noise] / sqrt(H R)",
     ),
     Term(

@@ -33,7 +33,7 @@ KINDS = {
 }
 # What the slider moves.
 MECHANISMS = {
-    "prism": "lambda, the weight at which noise heads are subtracted",
+    "prism": "lambda, the weight at which noise heads are subtracted; below 0 they are added",
     "momentum": "gamma, the weight of a token's change in its query and key",
     "spherical": "the scale of attention scores; at 0 every head is the running mean",
 }
@@ -47,7 +47,7 @@ def settings_of(model: PreTrainedModel) -> tuple[list[float], list[str], int]:
     family = family_of(model)
     if family == "prism":
         trained = model.config.noise_coefficient
-        values = sorted({0.0, trained / 2, trained, (1 + trained) / 2, 1.0})
+        values = sorted({0.0, trained / 2, trained, 0.5 if trained < 0 else (1 + trained) / 2, 1.0})
         if len(values) < 5:
             values = [0.0, 0.25, 0.5, 0.75, 1.0]
         return values, [number(value) for value in values], values.index(trained)

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import yaml
 
-from training import bindings, pretrain, tell
+from training import bindings, evaluate, pretrain, release, tell
 
 from . import Row, refused
 
 
 WORLD = ("recipe.yaml", "model", "gpt2", "finished", "table")
-COMMANDS = {"tell": tell.main, "bindings": bindings.main}
+COMMANDS = {"tell": tell.main, "bindings": bindings.main, "evaluate": evaluate.main, "release": release.main}
 
 
 def give(given):
@@ -32,7 +32,17 @@ def give(given):
 
 TABLE = "--block_size 3 --dataset_name"
 OVERRIDE = "--config_overrides"
+RELEASES = {"releases.yaml": "prism-tinystories: {recipe: recipe.yaml}\n"}
 ROWS = [
+    Row("evaluate nowhere", "`model`='nowhere' is neither"),
+    Row("evaluate finished table", "`models`='table' was trained on a lookup table"),
+    Row("evaluate finished --dataset_name nowhere", "`dataset_name`='nowhere'"),
+    Row("evaluate finished --num_questions 0", "`num_questions` must be at least 1"),
+    Row("evaluate finished --block_size 32 --num_validation_stories 3", "3 stories that end .* endings need 4"),
+    Row("evaluate finished --block_size 400 --num_validation_stories 1", "one block of `block_size`=400, too little"),
+    Row("release prism-tinystorys --releases releases.yaml", "did you mean `prism-tinystories`", RELEASES),
+    Row("release prism-tinystories --releases releases.yaml --push_to_hub a/b", "not released yet", RELEASES),
+    Row("release prism-tinystories --releases nowhere.yaml", "`releases`='nowhere.yaml' does not exist"),
     Row("--tokenizer_vocab_size 301", "`vocab_size`=300"),
     Row("--tokenizer_vocab_size 257", "`tokenizer_vocab_size`=257"),
     Row("--block_size 33", "`max_position_embeddings`=32"),
@@ -150,6 +160,7 @@ ROWS = [
     *[
         Row(f"{command} {model}", f"`model`='{model}' is neither .*make demo")
         for command in COMMANDS
+        if command != "release"
         for model in ("model", "nowhere/at/all", "recipe.yaml")
     ],
     Row("tell finished --temperature 0", "`temperature`=0.0 must be above 0"),
