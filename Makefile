@@ -10,9 +10,9 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 .PHONY: demo test test-fast test-transformers test-ecosystem lint
 
-demo: $(INSTALLED)  ## train a small Prism on the built-in stories, then load it and let it tell one
+demo: $(INSTALLED)  ## train a small Prism on the built-in stories, and tell a story with it and with the released one
 	$(BIN)/python -m training.pretrain configuration/recipes/quickstart.yaml
-	$(BIN)/python -m training.tell outputs/quickstart --prompt "One day, Tom and Mia"
+	$(BIN)/python -m training.tell outputs/quickstart hub_cards/prism-tinystories --prompt "One day, Tom and Mia"
 
 test: $(INSTALLED)  ## all tests
 	$(PYTEST)

@@ -89,6 +89,16 @@ def test_a_changed_weight_changes_the_fingerprint(released):
         assert release.fingerprint(model, tokenizer) != check
 
 
+@pytest.mark.experiment
+def test_a_refresh_writes_the_code_anew_and_nothing_else(released):
+    folder = released / "cards" / "stories"
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    (folder / "modeling_prism.py").write_text("old")
+    places = [f"--releases={released / 'releases.yaml'}", f"--folder={released / 'cards'}"]
+    release.main(["stories", "--refresh", "true", *places])
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
 def test_endings_are_the_last_sentences_of_stories():
     stories = [
         f"Tom had a {thing}. He lost it. He found the {thing} again." for thing in ("hat", "ball", "car", "box")
@@ -119,6 +129,7 @@ def test_a_released_model_says_and_scores_what_it_did(folder, capfd):
     check, found = json.loads((folder / "evaluation.json").read_text())["check"], release.fingerprint(model, tokenizer)
     assert found["greedy"] == check["greedy"]
     assert found["nats_per_token"] == pytest.approx(check["nats_per_token"], abs=1e-3)
+    # After a change: `python -m training.release NAME --refresh true`.
     for file in folder.glob("*.py"):
-        assert file.read_text() == (ROOT / "modeling_prism" / file.name).read_text(), f"{file.name}: release it again"
+        assert file.read_text() == (ROOT / "modeling_prism" / file.name).read_text(), file.name
     assert "UNEXPECTED" not in "".join(capfd.readouterr())

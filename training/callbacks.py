@@ -2,10 +2,12 @@
 
 import json
 import math
+import textwrap
 import time
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -66,7 +68,7 @@ class SampleStoryCallback(TrainerCallback):
             story = tell_story(model, self.tokenizer, self.prompt, self.max_new_tokens)
             with self.file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps({"step": state.global_step, "story": story}, ensure_ascii=False) + "\n")
-            print(f"\n[step {state.global_step}] {story}\n", flush=True)
+            tqdm.write(textwrap.indent(textwrap.fill(story), "    "))
 
 
 def tell_story(model, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int, seed: int = 0) -> str:
@@ -120,6 +122,50 @@ class ThroughputCallback(TrainerCallback, ExportableState):
     def tokens_per_second(self) -> float | None:
         """Tokens per second of all processes, over the steps of the whole run; `None` if they are unknown."""
         return self.tokens / self.seconds if self.tokens else None
+
+
+class ProgressLineCallback(TrainerCallback):
+    """
+    One bar for the run and one line for each evaluation, in place of `Trainer`'s bars and dictionaries.
+
+    Args:
+        throughput (`ThroughputCallback`): tells the speed and the time left; it comes first in the list of callbacks.
+    """
+
+    def __init__(self, throughput: ThroughputCallback):
+        self.throughput = throughput
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        hidden = args.disable_tqdm or not state.is_world_process_zero
+        steps = {"total": state.max_steps, "initial": state.global_step}
+        self.bar = tqdm(desc="Training", unit="step", dynamic_ncols=True, disable=hidden, **steps)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:
+            self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, {self.throughput.tokens_per_second():,.0f} tokens/s")
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if not self.bar.disable and not self.bar.desc.startswith("Evaluating"):
+            self.bar.set_description("Evaluating")
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        done, total = state.global_step, state.max_steps
+        names = {"loss": "loss", "bits_per_byte": "bits per byte", "accuracy": "accuracy"}
+        found = {text: metrics.get(f"eval_{name}") for name, text in names.items()}
+        parts = [f"{text} {value:.3f}" for text, value in found.items() if value is not None]
+        if done:
+            left = self.throughput.seconds / done * (total - done)
+            parts += [f"{self.throughput.tokens_per_second():,.0f} tokens/s", f"{tqdm.format_interval(left)} left"]
+        tqdm.write(f"Step {done:,} of {total:,}: {', '.join(parts)}")
+        self.bar.set_description("Training", refresh=False)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
 
 
 class LossCallback(TrainerCallback, ExportableState):

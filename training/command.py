@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 from transformers import HfArgumentParser
+from transformers.utils.logging import disable_progress_bar
 
 
 class CommandParser(HfArgumentParser):
@@ -50,6 +51,8 @@ def run(main: Callable[[list[str]], object]) -> None:
     shows the traceback instead.
     """
     argv = sys.argv[1:]
+    # One bar for each stage of a command, none for each file that is read or written.
+    disable_progress_bar()
     # `TrainingArguments` has an option of this name, which takes a value.
     flags = [i for i, word in enumerate(argv) if word == "--debug" and (argv[i + 1 : i + 2] or ["-"])[0][:1] == "-"]
     try:

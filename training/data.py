@@ -224,7 +224,8 @@ def load_texts(arguments: DataArguments) -> DatasetDict:
         if limits[part] is not None:
             is_stream = isinstance(rows, IterableDataset)
             rows = rows.take(limits[part] if is_stream else min(limits[part], len(rows)))
-        rows = rows.filter(lambda text: bool(text and text.strip()), input_columns="text")
+        progress = {"desc": f"Reading {part}"} if isinstance(rows, Dataset) else {}
+        rows = rows.filter(lambda text: bool(text and text.strip()), input_columns="text", **progress)
         if next(iter(rows), None) is None:
             raise ValueError(f"The {part} part of `dataset_name`={arguments.dataset_name!r} holds no text.")
         if isinstance(rows, Dataset):

@@ -23,6 +23,8 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
     TrainerCallback,
     default_data_collator,
     set_seed,
@@ -32,6 +34,7 @@ from training.callbacks import (
     NOISE_COEFFICIENT_END,
     NOISE_COEFFICIENT_START,
     NoiseCoefficientCallback,
+    ProgressLineCallback,
     SampleStoryCallback,
     ThroughputCallback,
 )
@@ -69,7 +72,7 @@ def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
     """Trains, evaluates and saves one model; returns the closing table, which results.json holds too."""
     argv = sys.argv[1:] if argv is None else argv
     model_arguments, data_arguments, training_arguments = parse_arguments(argv)
-    logging.basicConfig(level=logging.INFO if training_arguments.should_log else logging.WARNING)
+    logging.basicConfig(format="%(message)s", level=logging.INFO if training_arguments.should_log else logging.WARNING)
     set_seed(training_arguments.seed)
 
     check_combination(model_arguments, data_arguments, training_arguments)
@@ -107,6 +110,7 @@ def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
             begin_run(output_dir, description, tokenizer)
 
     throughput = ThroughputCallback()
+    progress = [throughput, ProgressLineCallback(throughput)]
     if checkpoint:
         logger.info("%s: continuing from %s.", output_dir, Path(checkpoint).name)
         # The run has evaluated before its first step.
@@ -121,13 +125,14 @@ def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
             blocks.validation_bytes_per_token, blocks.label_shift, blocks.metrics
         ),
         preprocess_logits_for_metrics=functools.partial(score_tokens, shift=blocks.label_shift),
-        callbacks=[throughput, *make_callbacks(model_arguments, training_arguments, model, tokenizer, blocks)],
+        callbacks=[*progress, *make_callbacks(model_arguments, training_arguments, model, tokenizer, blocks)],
         card={
             "init_from": model_arguments.init_from,
             "command": ["python", "-m", "training.pretrain", *argv],
             "recipe": options_that_mattered(description, blocks),
         },
     )
+    trainer.remove_callback(PrinterCallback if training_arguments.disable_tqdm else ProgressCallback)
     threads = threads_of_run(Path(checkpoint).parent) if checkpoint else torch.get_num_threads()
     with cpu_threads(threads), explaining_an_interrupt(trainer):
         train(trainer, checkpoint)

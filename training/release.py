@@ -57,6 +57,9 @@ class ReleaseArguments:
     )
     runs: str = field(default="outputs/releases", metadata={"help": "Folder of the training runs."})
     folder: str = field(default="hub_cards", metadata={"help": "Folder of the released models."})
+    refresh: bool = field(
+        default=False, metadata={"help": "Only write the released folder's code anew, after a change to the package."}
+    )
     push_to_hub: str | None = field(
         default=None, metadata={"help": "Hub name, USER/MODEL: push the released folder as it stands; train nothing."}
     )
@@ -181,9 +184,13 @@ def main(argv: list[str] | None = None) -> Path:
     folder = Path(arguments.folder, rest.name)
     if not arguments.seeds:
         raise ValueError("`seeds` is empty: give one or more; the first is released.")
+    if (arguments.push_to_hub or arguments.refresh) and not (folder / EVALUATION_FILE).is_file():
+        option = "push_to_hub" if arguments.push_to_hub else "refresh"
+        raise ValueError(f"`{option}`: {folder} is not released yet; leave the option out first.")
+    if arguments.refresh:
+        write_model(folder, folder)
+        return folder
     if arguments.push_to_hub:
-        if not (folder / EVALUATION_FILE).is_file():
-            raise ValueError(f"`push_to_hub`: {folder} is not released yet; leave the option out first.")
         HfApi().create_repo(arguments.push_to_hub, exist_ok=True)
         HfApi().upload_folder(folder_path=folder, repo_id=arguments.push_to_hub)
         return folder

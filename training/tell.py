@@ -1,8 +1,8 @@
 """
-Loads a saved model into a pipeline and tells a story, or answers a question about a lookup table.
+Loads saved models into a pipeline and tells a story with each, or answers a question about a lookup table.
 
 ```bash
-python -m training.tell outputs/quickstart --prompt "Lily had a red ball."
+python -m training.tell outputs/quickstart hub_cards/prism-tinystories --prompt "Lily had a red ball."
 python -m training.tell outputs/grokking_one_seed --prompt "3 4 ="
 ```
 """
@@ -38,17 +38,10 @@ def beginning(tokenizer: PreTrainedTokenizerBase) -> str:
     return tokenizer.bos_token or tokenizer.eos_token or ""
 
 
-def main(argv: list[str] | None = None) -> str:
-    parser = CommandParser(TellArguments, prog="python -m training.tell")
-    parser.add_argument("model", help="Folder or hub name of a trained model.")
-    arguments, rest = parser.parse(sys.argv[1:] if argv is None else argv)
-    if not 0 < arguments.temperature < math.inf or arguments.max_new_tokens < 1:
-        raise ValueError(
-            f"`temperature`={arguments.temperature} must be above 0 and finite, and `max_new_tokens`="
-            f"{arguments.max_new_tokens} at least 1."
-        )
+def tell_one(folder: str, arguments: TellArguments) -> str:
+    """The prompt and how the model of `folder` goes on."""
     set_seed(arguments.seed)
-    model, tokenizer = load_model_and_tokenizer(rest.model)
+    model, tokenizer = load_model_and_tokenizer(folder)
     start, story = beginning(tokenizer), arguments.prompt
     if reads_a_table(tokenizer):
         check_question(story, tokenizer)
@@ -60,14 +53,30 @@ def main(argv: list[str] | None = None) -> str:
         options = {"do_sample": True, "temperature": arguments.temperature}
         if room < arguments.max_new_tokens:
             logger.warning("The model's context has room for %d tokens behind the prompt.", room)
-    if room:
-        # A `max_length` beside `max_new_tokens` would only cause a warning.
-        model.generation_config.max_length = None
-        tell = pipeline("text-generation", model, tokenizer=tokenizer)
-        told = tell(start + story, max_new_tokens=min(arguments.max_new_tokens, room), **options)
-        story = told[0]["generated_text"].removeprefix(start)
-    print(story)
-    return story
+    if not room:
+        return story
+    # A `max_length` beside `max_new_tokens` would only cause a warning.
+    model.generation_config.max_length = None
+    tell = pipeline("text-generation", model, tokenizer=tokenizer)
+    told = tell(start + story, max_new_tokens=min(arguments.max_new_tokens, room), **options)
+    return told[0]["generated_text"].removeprefix(start)
+
+
+def main(argv: list[str] | None = None) -> str:
+    parser = CommandParser(TellArguments, prog="python -m training.tell")
+    parser.add_argument("models", nargs="+", help="Folders or hub names of trained models.")
+    arguments, rest = parser.parse(sys.argv[1:] if argv is None else argv)
+    if not 0 < arguments.temperature < math.inf or arguments.max_new_tokens < 1:
+        raise ValueError(
+            f"`temperature`={arguments.temperature} must be above 0 and finite, and `max_new_tokens`="
+            f"{arguments.max_new_tokens} at least 1."
+        )
+    told = []
+    for model in rest.models:
+        heading = f"{model}:\n" if len(rest.models) > 1 else ""
+        told.append(heading + tell_one(model, arguments))
+        print(told[-1] + "\n" * bool(heading), flush=True)
+    return "\n\n".join(told)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ ROWS = [
     Row("evaluate finished --block_size 400 --num_validation_stories 1", "one block of `block_size`=400, too little"),
     Row("release prism-tinystorys --releases releases.yaml", "did you mean `prism-tinystories`", RELEASES),
     Row("release prism-tinystories --releases releases.yaml --push_to_hub a/b", "not released yet", RELEASES),
+    Row("release prism-tinystories --releases releases.yaml --refresh true", "`refresh`: .*not released", RELEASES),
     Row("release prism-tinystories --releases nowhere.yaml", "`releases`='nowhere.yaml' does not exist"),
     Row("--tokenizer_vocab_size 301", "`vocab_size`=300"),
     Row("--tokenizer_vocab_size 257", "`tokenizer_vocab_size`=257"),
