@@ -1,8 +1,10 @@
 """The report's page in a real browser, one page per family, and the data that it reads."""
 
+import functools
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,8 @@ from training.tasks.arithmetic import make_tokenizer
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 FAMILIES = ("prism", "momentum", "spherical")
+HUB_CARDS = Path(__file__).parent.parent / "hub_cards"
+RELEASED = [f"{family}-tinystories" for family in FAMILIES if (HUB_CARDS / f"{family}-tinystories").is_dir()]
 in_a_browser = [
     pytest.mark.process,
     pytest.mark.experiment,
@@ -44,6 +48,18 @@ def clock(tmp_path_factory):
     spherical_clock().save_pretrained(place / "clock")
     make_tokenizer("addition", P).save_pretrained(place / "clock")
     return command.main([str(place / "clock"), "--out", str(place / "out")]).parent
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """name -> the folder of the report on a released model."""
+
+    @functools.cache
+    def report_on(name):
+        options = ["--num_texts", "8", "--control_copies", "2", "--out", str(tmp_path_factory.mktemp(name) / "out")]
+        return command.main([str(HUB_CARDS / name), *options]).parent
+
+    return report_on
 
 
 @pytest.fixture
@@ -88,16 +104,17 @@ LAYOUT = """() => {
 }"""
 
 
-@pytest.mark.parametrize("name", (*FAMILIES, "clock"))
+@pytest.mark.parametrize("name", (*FAMILIES, "clock", *RELEASED))
 class TestInABrowser:
     pytestmark = in_a_browser
 
     @pytest.fixture
-    def out(self, name, reports, request):  # noqa: F811
+    def out(self, name, reports, released, request):  # noqa: F811
+        if name in RELEASED:
+            return released(name)
         return request.getfixturevalue("clock") if name == "clock" else reports(name)[2]
 
-    @pytest.mark.parametrize("width", (390, 1280))
-    @pytest.mark.parametrize("scheme", ("light", "dark"))
+    @pytest.mark.parametrize("width, scheme", [(390, "light"), (768, "dark"), (1280, "light"), (1600, "dark")])
     def test_everything_is_in_the_window(self, name, width, scheme, out, opened):
         page = opened(out, width, color_scheme=scheme)
         seen = page.evaluate(LAYOUT)
@@ -146,6 +163,17 @@ def weights(page):
     return torch.tensor(
         page.eval_on_selector_all("#tokens span", "all => all.map((e) => +e.style.getPropertyValue('--w'))")
     )
+
+
+@pytest.mark.parametrize("name", RELEASED)
+class TestAReleasedModel:
+    pytestmark = in_a_browser
+
+    def test_a_token_answers(self, name, released, opened):
+        page = opened(released(name))
+        loss = weights(page)
+        page.locator("#tokens span").nth(20).hover()
+        assert not torch.equal(weights(page), loss) and "bits" in page.locator("#said").inner_text()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
