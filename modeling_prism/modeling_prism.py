@@ -110,16 +110,17 @@ class PrismAttention(nn.Module):
         config, input_shape = self.config, hidden_states.shape[:-1]
         hidden_shape = (*input_shape, -1, self.head_dim)
 
+        cos, sin = position_embeddings
         codes = self.dictionary(hidden_states)
         value_states = codes.view(hidden_shape).transpose(1, 2)
-        query_states = key_states = apply_rotary_pos_emb(value_states, *position_embeddings)
+        query_states = key_states = apply_rotary_pos_emb(value_states, cos, sin)
+        if config.query_gain:
+            query_states = apply_rotary_pos_emb(value_states, *multiply_planes(cos, sin, self.query_gain_bias))
         if config.rotary_values:
             value_states = key_states
-        if config.query_gain:
-            query_states = multiply_planes(query_states, self.query_gain_bias)
         if config.key_shift:
             mixed = self.mix_with_previous(codes, past_key_values, has_previous, last_real)
-            key_states = apply_rotary_pos_emb(mixed.view(hidden_shape).transpose(1, 2), *position_embeddings)
+            key_states = apply_rotary_pos_emb(mixed.view(hidden_shape).transpose(1, 2), cos, sin)
 
         if past_key_values is not None and key_states is value_states:
             # One tensor is both: the cache keeps it once.
@@ -142,13 +143,11 @@ class PrismAttention(nn.Module):
             **kwargs,
         )
 
-        attn_output = attn_output.transpose(1, 2)
-        if config.rotary_values:
-            cos, sin = position_embeddings
-            attn_output = apply_rotary_pos_emb(attn_output, cos, -sin)
-        if config.output_gain:
-            attn_output = multiply_planes(attn_output, self.output_gain_bias)
-        attn_output = attn_output.transpose(1, 2)
+        if config.rotary_values or config.output_gain:
+            cos, sin = (cos, -sin) if config.rotary_values else (torch.ones_like(cos), torch.zeros_like(sin))
+            if config.output_gain:
+                cos, sin = multiply_planes(cos, sin, self.output_gain_bias)
+            attn_output = apply_rotary_pos_emb(attn_output.transpose(1, 2), cos, sin).transpose(1, 2)
         attn_output = (attn_output * self.head_gain[:, None]).reshape(*input_shape, -1)
         attn_output = self.dictionary(attn_output, transposed=True) * self.output_scaling
         return attn_output, attn_weights

@@ -126,7 +126,8 @@ def evaluate_model(
     results = {"bits_per_byte": {"value": bits.mean(), "low": interval.low, "high": interval.high}}
     probes = {
         "endings": list(endings(texts["validation"]["text"], questions.seed))[: questions.num_questions],
-        "agreement": list(agreements()),
+        "agreement": [probe for probe in agreements() if "between" not in probe.kind],
+        "agreement_across_a_noun": [probe for probe in agreements() if "between" in probe.kind],
         "bindings": list(bindings(questions.num_questions, questions.seed))[: questions.num_questions],
     }
     for kind, asked in probes.items():

@@ -1,8 +1,11 @@
 """Interpolated Kneser-Ney n-grams: the floor that a language model has to beat on the tokens it was trained on."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+
+from training.tasks import Blocks
 
 
 @dataclass(frozen=True)
@@ -79,3 +82,15 @@ class KneserNey:
             seen = np.maximum(count - counted.discount, 0) + counted.discount * successors * probability
             probability = np.where(total > 0, seen / np.maximum(total, 1), probability)
         return -np.log(probability)
+
+    def bits_per_byte(self, blocks: Blocks) -> float:
+        """Of the validation part of `blocks`."""
+        nats = self.nats(np.concatenate(blocks.validation["input_ids"])).mean()
+        return float(nats) / math.log(2) / blocks.validation_bytes_per_token
+
+
+def count_ngrams(blocks: Blocks, order: int, num_tokens: int) -> KneserNey:
+    """Counts the first `num_tokens` training tokens, or as many as there are."""
+    num_blocks = num_tokens // len(blocks.train[0]["input_ids"])
+    rows = blocks.train.select(range(min(num_blocks, len(blocks.train))))
+    return KneserNey(np.concatenate(rows["input_ids"]), order, blocks.vocab_size)

@@ -20,17 +20,20 @@ from training import pretrain
 from training.benchmarks.throughput import describe_run
 from training.callbacks import tell_story
 from training.command import CommandParser, run, suggest
+from training.data import load_data
 from training.evaluate import EvaluateArguments, evaluate_model
 from training.experiments.common.readme import fill_file, make_table
 from training.files import read_json, write_json
 from training.loading import load_model_and_tokenizer
 from training.metrics import score_tokens
+from training.ngrams import count_ngrams
 from training.options import parse_arguments
 from training.tasks.arithmetic import reads_a_table
 
 
 ROOT = Path(__file__).parent.parent
 EVALUATION_FILE = "evaluation.json"
+KINDS = ("endings", "agreement", "agreement_across_a_noun", "bindings")
 # What a released model must still say and score after any later change to the code.
 CHECK_TEXT = (
     "Once upon a time, there was a little girl named Lily. She had a red ball. One day, she went to the park with her "
@@ -105,7 +108,7 @@ def measure(folder: Path, results: list[dict], command: list[str]) -> dict:
         "parameters": first["parameters"],
         "tokens_seen": first["tokens_seen"],
         "hours": round(first["tokens_seen"] / first["tokens_per_second"] / 3600, 2),
-        "hardware": device["hardware"].partition(", load")[0],
+        "hardware": device["hardware"].partition(", load")[0].replace(" 1 threads", " 1 thread"),
         "revision": first["revision"],
         "check": fingerprint(model, tokenizer),
     }
@@ -113,8 +116,10 @@ def measure(folder: Path, results: list[dict], command: list[str]) -> dict:
         return {**evaluation, "accuracy": first["accuracy"]}
     _, data, training = parse_arguments(command)
     length = training.sample_max_new_tokens
+    _, blocks = load_data(data, training.seed, str(folder))
     return {
         **evaluation,
+        "bits_per_byte_of_4_gram": count_ngrams(blocks, 4, first["tokens_seen"]).bits_per_byte(blocks),
         "bits_per_byte_of_seeds": [result["bits_per_byte"] for result in results],
         "stories": [tell_story(model, tokenizer, PROMPT, length, seed=seed) for seed in range(3)],
         "measures": evaluate_model(model, tokenizer, data, EvaluateArguments()),
@@ -128,15 +133,19 @@ def make_comparison(evaluations: dict[str, dict]) -> str:
         if "measures" in found:
             bits = found["bits_per_byte_of_seeds"]
             seeds = f", {len(bits)} seeds: {min(bits):.3f} to {max(bits):.3f}" if len(bits) > 1 else ""
-            measures = [found["measures"][kind] for kind in ("endings", "agreement", "bindings")]
+            measures = [found["measures"][kind] for kind in KINDS]
             shares = [f"{row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f})" for row in measures]
             value = found["measures"]["bits_per_byte"]
             score = f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f}){seeds}"
             size = f"{found['parameters'] / 1e6:.2f} M"
             rows.append((value["value"], [f"`{name}`", size, f"{found['tokens_seen'] / 1e6:.1f} M", score, *shares]))
+            floor = found["bits_per_byte_of_4_gram"]
+            rows.append((floor, ["4-gram of the same tokens", "", rows[-1][1][2], f"{floor:.3f}", *[""] * len(KINDS)]))
             chance = ["chance", "", "", "", *(f"{row['chance']:.2f}" for row in measures)]
-    heads = ["model", "parameters", "tokens", "bits per byte", "endings", "agreement", "bindings"]
-    return make_table(heads, [row for _, row in sorted(rows)] + [chance]) if rows else "No model is released yet."
+    heads = ["model", "parameters", "tokens", "bits per byte", *(kind.replace("_", " ") for kind in KINDS)]
+    # Models that read the same tokens share a floor.
+    rows = [row for index, row in enumerate(sorted(rows)) if row not in sorted(rows)[:index]]
+    return make_table(heads, [row for _, row in rows] + [chance]) if rows else "No model is released yet."
 
 
 def write_tables(folder: Path) -> None:
@@ -152,7 +161,9 @@ def write_tables(folder: Path) -> None:
 
 def write_card(run_folder: Path, folder: Path, evaluation: dict) -> None:
     """The card of the run, with stories, the comparison and the data's licence before its recipe."""
-    card = ModelCard.load(run_folder / "README.md")
+    content = ModelCard.load(run_folder / "README.md").content
+    # Where the model is now, in the title and in the code that loads it.
+    content = content.replace(f"# {run_folder}\n", f"# {folder.name}\n").replace(f'"{run_folder}"', f'"{folder}"')
     time = f"Trained in {evaluation['hours']:g} hours on {evaluation['hardware']}."
     sections = f"## Training\n\n{time}\n\n"
     if "stories" in evaluation:
@@ -161,10 +172,11 @@ def write_card(run_folder: Path, folder: Path, evaluation: dict) -> None:
             f"## Stories\n\nThe first three samples, seeds 0 to 2, at temperature 0.8 and top-p 0.95:\n\n{stories}\n\n"
             f"## Comparison\n\n<!-- releases -->\n<!-- /releases -->\n\n"
             "Brackets are 95 % intervals. Endings: a story's own last sentence against those of three others. "
-            "Agreement: number and pronouns. Bindings: who owned what, who said what, in the built-in stories.\n\n"
+            "Agreement: number and pronouns, also across a noun of the other number. Bindings: who owned what, who "
+            "said what, in the built-in stories.\n\n"
             f"{sections}{LICENCE}\n\n"
         )
-    before, recipe, after = card.content.partition("## Recipe")
+    before, recipe, after = content.partition("## Recipe")
     Path(folder, "README.md").write_text(before + sections + recipe + after, encoding="utf-8")
 
 

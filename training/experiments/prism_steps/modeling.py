@@ -79,8 +79,6 @@ class PrismStepsAttention(PrismAttention):
 
         codes = in_heads(self.dictionary(hidden_states))
         queries = in_heads(self.query_dictionary(hidden_states)) if config.free_queries else codes
-        if config.query_gain:
-            queries = multiply_planes(queries, self.query_gain_bias)
         if config.key_subspace == "next":
             banks = codes.split([self.num_signal_heads, codes.shape[1] - self.num_signal_heads], dim=1)
             codes = torch.cat([bank.roll(-1, dims=1) for bank in banks], dim=1)
@@ -88,7 +86,8 @@ class PrismStepsAttention(PrismAttention):
         if config.key_shift:
             share = self.key_shift_bias.sigmoid()[:, None, None]
             keys = torch.lerp(torch.cat((codes[:, :, :1], codes[:, :, :-1]), dim=2), codes, share)
-        queries, keys = (apply_rotary_pos_emb(states, cos, sin) for states in (queries, keys))
+        turn = multiply_planes(cos, sin, self.query_gain_bias) if config.query_gain else (cos, sin)
+        queries, keys = apply_rotary_pos_emb(queries, *turn), apply_rotary_pos_emb(keys, cos, sin)
         values = codes
         if config.keys_as_values:
             values = keys
@@ -101,14 +100,13 @@ class PrismStepsAttention(PrismAttention):
         output, attn_weights = attention_interface(
             self, queries, keys, values, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
         )
-        output = output.transpose(1, 2)
-        if config.rotary_values or config.keys_as_values:
-            output = apply_rotary_pos_emb(output, cos, -sin)
+        turned = config.rotary_values or config.keys_as_values
+        back = (cos, -sin) if turned else (torch.ones_like(cos), torch.zeros_like(sin))
         if config.conjugate_gain:
-            output = multiply_planes(output, torch.stack((self.query_gain_bias[0], -self.query_gain_bias[1])))
+            back = multiply_planes(*back, torch.stack((self.query_gain_bias[0], -self.query_gain_bias[1])))
         if config.output_gain:
-            output = multiply_planes(output, self.output_gain_bias)
-        output = output.transpose(1, 2)
+            back = multiply_planes(*back, self.output_gain_bias)
+        output = apply_rotary_pos_emb(output.transpose(1, 2), *back).transpose(1, 2)
         output = (output * self.head_steps()).reshape(*input_shape, -1)
         write = self.output_dictionary if config.free_output else self.dictionary
         return write(output, transposed=True) * self.output_scaling, attn_weights

@@ -13,7 +13,6 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from datasets import DatasetDict
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -32,7 +31,7 @@ from training.experiments.common.jobs import run_jobs, stored_rows, write_result
 from training.experiments.prism_steps.arms import ARMS
 from training.experiments.prism_steps.modeling import PrismStepsConfig
 from training.metrics import score_tokens
-from training.ngrams import KneserNey
+from training.ngrams import count_ngrams
 from training.options import parse_arguments
 from training.tasks import Blocks
 
@@ -131,17 +130,11 @@ def floor(order: int, arguments: Arguments, command: list[str], tokenizer_name: 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
     num_tokens = arguments.max_steps * training_arguments.train_batch_size * arguments.block_size
     blocks = make_blocks(load_texts(data_arguments), tokenizer, data_arguments)
-    counted = np.concatenate(blocks.train.select(range(num_tokens // arguments.block_size))["input_ids"])
-    model = KneserNey(counted, order, len(tokenizer))
-
-    def bits_per_byte(scored: Blocks) -> float:
-        nats = model.nats(np.concatenate(scored.validation["input_ids"])).mean()
-        return float(nats) / math.log(2) / scored.validation_bytes_per_token
-
+    model = count_ngrams(blocks, order, num_tokens)
     return {
-        "tokens_seen": len(counted),
-        "bits_per_byte": bits_per_byte(blocks),
-        "bits_per_byte_to_report": bits_per_byte(unseen_blocks(data_arguments, tokenizer)),
+        "tokens_seen": num_tokens,
+        "bits_per_byte": model.bits_per_byte(blocks),
+        "bits_per_byte_to_report": model.bits_per_byte(unseen_blocks(data_arguments, tokenizer)),
     }
 
 
