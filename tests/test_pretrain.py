@@ -275,20 +275,20 @@ def test_push_to_hub_keeps_our_card(recipe, tmp_path, monkeypatch):
             return type("RepoUrl", (), {"repo_id": name})()
 
         def upload_folder(self, folder_path, **kwargs):
-            files = {
-                file.name: file.read_text(errors="replace") for file in Path(folder_path).iterdir() if file.is_file()
-            }
-            uploads.append(files)
+            files = [file for file in Path(folder_path).iterdir() if file.is_file()]
+            uploads.append({file.name: file.read_text(errors="replace") for file in files})
             job = concurrent.futures.Future()
             job.set_result(None)
             return job
 
     monkeypatch.setattr("transformers.trainer.hf_api", Hub)
     options = ["--push_to_hub", "true", "--hub_model_id", "somebody/storyteller", "--max_steps", "2"]
+    options += ["--hub_strategy", "checkpoint", "--load_best_model_at_end", "true", "--eval_steps", "2"]
     run(recipe, tmp_path / "pushed", *options)
-    # The checkpoint pushed in between and the finished model.
-    assert len(uploads) >= 2
+    # The weights, the checkpoint and the finished model.
+    assert len(uploads) >= 3 and any({"optimizer.pt", "checksums.json"} <= files.keys() for files in uploads)
     for files in uploads:
+        assert str(tmp_path) not in str(files) and str(recipe.parent) not in str(files)
         assert {"README.md", "config.json", "model.safetensors", "modeling_prism.py"} <= files.keys()
         assert '"somebody/storyteller", trust_remote_code=True' in files["README.md"]
         assert "signal-noise decomposition" in files["README.md"]
@@ -472,6 +472,20 @@ def sparsely_logged(recipe, tmp_path_factory):
     return output_dir, options
 
 
+def test_a_best_checkpoint_is_found_in_a_moved_run_and_passed_over_if_damaged(
+    sparsely_logged, recipe, tmp_path, caplog
+):
+    whole, options = sparsely_logged
+    folder = unfinished(whole, tmp_path / "run", "checkpoint-2", "checkpoint-4", "checkpoint-6")
+    best = json.loads((folder / "checkpoint-6" / "trainer_state.json").read_text())["best_global_step"]
+    damage(folder / f"checkpoint-{best}" / "model.safetensors")
+    run(recipe, folder, *options)
+    assert f"Skipping {folder / f'checkpoint-{best}'}, the best so far: model.safetensors is not" in caplog.text
+    assert_same_weights(folder, folder / "checkpoint-6")
+    noise = AutoModelForCausalLM.from_pretrained(folder).config.noise_coefficient
+    assert best < 6 and noise == scheduled_noise_coefficient(6, 6)
+
+
 @pytest.mark.parametrize("checkpoints", [(2,), (2, 4), (2, 4, 6)], ids=str)
 def test_a_resumed_run_leaves_the_files_of_an_uninterrupted_one(
     checkpoints, sparsely_logged, recipe, tmp_path, caplog
@@ -550,6 +564,22 @@ def test_a_corpus_is_known_by_its_contents(recipe, finished, corpus, tmp_path):
     shutil.copy(other / "train.txt", other / "valid.txt")
     with pytest.raises(ValueError, match="are identical"):
         run(recipe, tmp_path / "run", "--dataset_name", other)
+
+
+def test_a_run_knows_the_blocks_and_the_weights_that_it_read(recipe, finished, tmp_path):
+    # On the hub, a name does not say which version is read.
+    tuned, options = tmp_path / "tuned", ["--model_config", "", "--init_from", finished[0], "--max_steps", 1]
+    run(recipe, tuned, *options)
+    assert json.loads((tuned / "run.json").read_text())["init_from"] == "finished"
+    for name in ("blocks_sha256", "weights_sha256"):
+        folder = unfinished(tuned, tmp_path / name, "checkpoint-1")
+        found = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps({**found, name: "0"}))
+        with pytest.raises(ValueError, match=f"`{name}` was '0', now '{found[name]}'"):
+            run(recipe, folder, *options)
+    # As an earlier version wrote it.
+    (folder / "run.json").write_text(json.dumps({key: value for key, value in found.items() if key != name}))
+    run(recipe, folder, *options)
 
 
 def test_a_diverging_run_stops_and_saves_nothing_that_is_not_finite(recipe, tmp_path):

@@ -43,7 +43,7 @@ class NoiseCoefficientCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         # The best weights need the lambda of their own step.
-        if args.load_best_model_at_end and state.best_global_step:
+        if args.load_best_model_at_end and state.best_model_checkpoint:
             value = scheduled_noise_coefficient(state.best_global_step, state.max_steps, self.start, self.end)
             model.set_noise_coefficient(value)
 
@@ -169,7 +169,7 @@ class ProgressLineCallback(TrainerCallback):
 
 
 class LossCallback(TrainerCallback, ExportableState):
-    """Keeps, over a resume, the sums behind the logged losses, which `Trainer` starts anew."""
+    """Keeps, over a resume, what `Trainer` starts anew: the sums behind the logged losses, and the best checkpoint."""
 
     trainer = None
 
@@ -186,3 +186,4 @@ class LossCallback(TrainerCallback, ExportableState):
         if state.global_step and sums:
             self.trainer._tr_loss.fill_(sums.pop("_tr_loss"))
             vars(self.trainer).update(sums)
+        self.trainer.find_best()

@@ -2,8 +2,10 @@
 
 import difflib
 import logging
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, load_dataset
@@ -199,14 +201,6 @@ def load_texts(arguments: DataArguments) -> DatasetDict:
         texts = DatasetDict({part: _load_file(file) for part, file in arguments.local_files().items()})
     else:
         texts = _load_from_hub(arguments)
-    if isinstance(texts["train"], Dataset) and len(texts["train"]) == len(texts["validation"]):
-        if all(train == validation for train, validation in zip(texts["train"], texts["validation"])):
-            raise ValueError(
-                f"The parts train and validation of `dataset_name`={arguments.dataset_name!r} are identical: hold out "
-                "stories that the model is not trained on."
-            )
-
-    limits = {"train": arguments.num_train_stories, "validation": arguments.num_validation_stories}
     for part, rows in texts.items():
         columns = rows.column_names or []
         if arguments.text_column not in columns:
@@ -221,6 +215,15 @@ def load_texts(arguments: DataArguments) -> DatasetDict:
         rows = rows.select_columns([arguments.text_column])
         if arguments.text_column != "text":
             rows = rows.rename_column(arguments.text_column, "text")
+        texts[part] = rows
+    if isinstance(texts["train"], Dataset) and _are_identical(*texts.values()):
+        raise ValueError(
+            f"The parts train and validation of `dataset_name`={arguments.dataset_name!r} are identical: hold out "
+            "stories that the model is not trained on."
+        )
+
+    limits = {"train": arguments.num_train_stories, "validation": arguments.num_validation_stories}
+    for part, rows in texts.items():
         if limits[part] is not None:
             is_stream = isinstance(rows, IterableDataset)
             rows = rows.take(limits[part] if is_stream else min(limits[part], len(rows)))
@@ -234,9 +237,26 @@ def load_texts(arguments: DataArguments) -> DatasetDict:
     return texts
 
 
+def _are_identical(*parts: Dataset) -> bool:
+    """Whether parts hold the same stories in the same order, and at least one; blank ones do not count."""
+    pairs = zip_longest(*((row["text"] for row in part if row["text"] and row["text"].strip()) for part in parts))
+    first, second = next(pairs, (None, ""))
+    return first == second and all(one == other for one, other in pairs)
+
+
 def _find_part(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """
+    Returns the file of a part, or `None`.
+
+    Raises:
+        ValueError: more than one file could be meant.
+    """
     candidates = [folder / f"{name}{suffix}" for name in names for suffix in (".txt", *BUILDERS)]
-    return next((file for file in candidates if file.exists()), None)
+    found = [file for file in candidates if file.exists()]
+    if len(found) > 1:
+        shown = " and ".join(file.name for file in found)
+        raise ValueError(f"`dataset_name`={str(folder)!r} has {shown}, of which one would be ignored: keep one.")
+    return found[0] if found else None
 
 
 def _load_file(file: Path) -> Dataset:
@@ -249,9 +269,13 @@ def _load_file(file: Path) -> Dataset:
             stat = file.stat()
             source = {"file": str(file.resolve()), "size": stat.st_size, "modified": stat.st_mtime_ns}
             return Dataset.from_generator(read_stories, STORY, gen_kwargs={**source, "separator": separator})
-        # A story may read "NA" or "null", which pandas takes for a missing value.
-        options = {"keep_default_na": False, "encoding": "utf-8-sig"} if file.suffix == ".csv" else {}
-        return load_dataset(BUILDERS[file.suffix], data_files=str(file), split="train", **options)
+        # A story may read "NA" or "null", which pandas takes for a missing value. Where rows have more columns than
+        # the header, it takes the first for names of rows, or drops the last with a warning.
+        options = {"keep_default_na": False, "encoding": "utf-8-sig", "index_col": False}
+        options = options if file.suffix == ".csv" else {}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Length of header")
+            return load_dataset(BUILDERS[file.suffix], data_files=str(file), split="train", **options)
     except Exception as error:
         # `datasets` reports so a builder that yielded nothing.
         if "corresponds to no data" in str(error):

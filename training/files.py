@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -41,12 +42,21 @@ def _finite(value):
 
 def digest(*files: Path) -> str:
     """The SHA-256 of the contents of files, one after the other."""
+    return digest_of(part for file in files for part in _parts_of(file))
+
+
+def digest_of(parts: Iterable[bytes]) -> str:
+    """The SHA-256 of bytes, one after the other."""
     result = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as stream:
-            while part := stream.read(1 << 20):
-                result.update(part)
+    for part in parts:
+        result.update(part)
     return result.hexdigest()
+
+
+def _parts_of(file: Path) -> Iterator[bytes]:
+    with open(file, "rb") as stream:
+        while part := stream.read(1 << 20):
+            yield part
 
 
 def name_only(value):

@@ -53,7 +53,15 @@ from training.options import (
     check_combination,
     parse_arguments,
 )
-from training.resume import RESULTS_FILE, begin_run, check_output_dir, describe_run, find_checkpoint, threads_of_run
+from training.resume import (
+    RESULTS_FILE,
+    begin_run,
+    check_output_dir,
+    describe_inputs,
+    describe_run,
+    find_checkpoint,
+    threads_of_run,
+)
 from training.tasks import Blocks
 from training.trainer import PretrainTrainer, cpu_threads, explaining_an_interrupt, train
 
@@ -106,6 +114,8 @@ def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
                 *(config.vocab_size, blocks.vocab_size, unused),
             )
         model = build_model(model_arguments, config, tokenizer, blocks)
+        description |= describe_inputs(blocks, model if model_arguments.init_from else None)
+        check_output_dir(output_dir, description)
         if training_arguments.should_save:
             begin_run(output_dir, description, tokenizer)
 

@@ -9,9 +9,11 @@ import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase, TrainingArguments
+from datasets import Dataset
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from training.files import digest, name_only, read_json, write_json
+from training.files import digest, digest_of, name_only, read_json, write_json
+from training.tasks import Blocks
 
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ HARMLESS_OPTIONS = (
 # Settings in run.json that say where a run was started, not which run it is. `config` describes a preset, whose folder
 # may have moved with the checkout.
 CIRCUMSTANCES = ("model_config", "cpu_threads")
+# What `describe_inputs` adds to run.json. It is not known before the data and the model are loaded.
+INPUTS = ("blocks_sha256", "weights_sha256")
 # Config fields that do not describe the architecture: the origin, the tokenizer's tokens, and what training sets.
 BOOKKEEPING = (
     "_name_or_path",
@@ -82,6 +86,21 @@ def describe_run(
     return json.loads(json.dumps(run, default=str))
 
 
+def describe_inputs(blocks: Blocks, model: PreTrainedModel | None) -> dict[str, str]:
+    """
+    The SHA-256 of the blocks, of a stream those of the validation part, and of the weights that a run starts from.
+
+    A name on the hub does not tell which version of a dataset or a model is read.
+    """
+    parts = [part for part in (blocks.train, blocks.validation) if isinstance(part, Dataset)]
+    rows = (batch for part in parts for batch in part.with_format("numpy").iter(1000))
+    inputs = {"blocks_sha256": digest_of(batch[name].tobytes() for batch in rows for name in sorted(batch))}
+    if model is not None:
+        weights = (weight.cpu().contiguous().flatten() for _, weight in sorted(model.state_dict().items()))
+        inputs["weights_sha256"] = digest_of(weight.view(torch.uint8).numpy() for weight in weights)
+    return inputs
+
+
 def _architecture(config: PreTrainedConfig) -> dict:
     return {name: value for name, value in config.to_dict().items() if name not in BOOKKEEPING}
 
@@ -107,7 +126,8 @@ def check_output_dir(output_dir: Path, run: dict) -> None:
     if not file.is_file():
         raise ValueError(f"{shown} is not empty and does not hold a run of this command: choose another.")
     found = read_json(file)
-    differences = _differences(*({**described, **dict.fromkeys(CIRCUMSTANCES)} for described in (found, run)))
+    unknown = {name for name in INPUTS if name not in found or name not in run}
+    differences = _differences(*({**known, **dict.fromkeys((*CIRCUMSTANCES, *unknown))} for known in (found, run)))
     if differences and has_saved(output_dir):
         raise ValueError(
             f"{shown} holds another run ({differences}): choose another `output_dir`, repeat that run's settings to "

@@ -1,6 +1,7 @@
 """The `Trainer` of `training.pretrain`, and how a run starts, stops and ends."""
 
 import contextlib
+import dataclasses
 import logging
 import math
 import shutil
@@ -10,12 +11,13 @@ from pathlib import Path
 
 import torch
 from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from training.callbacks import LossCallback
 from training.command import TrainingDiverged
 from training.files import name_only
 from training.model_card import render_model_card
-from training.resume import remove_checkpoints, seal_checkpoint
+from training.resume import fault_of, remove_checkpoints, seal_checkpoint
 from training.tasks import Blocks
 
 
@@ -37,7 +39,7 @@ class PretrainTrainer(Trainer):
 
     def __init__(self, *args, blocks: Blocks, card: dict, **kwargs):
         super().__init__(*args, train_dataset=blocks.train, eval_dataset=blocks.validation, **kwargs)
-        self.blocks, self.card = blocks, card
+        self.blocks, self.card, self.resumed_from = blocks, card, None
         # `Trainer` would remove older checkpoints before the new one is complete, and folders with similar names.
         self.save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
         losses = LossCallback()
@@ -104,9 +106,14 @@ class PretrainTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             folder, step = Path(self.args.output_dir), self.state.global_step
-            seal_checkpoint(folder / f"checkpoint-{step}")
+            checkpoint = folder / f"checkpoint-{step}"
+            # `find_best` knows the folder by its step: a path may not be published, and the run may be moved.
+            dataclasses.replace(self.state, best_model_checkpoint=None).save_to_json(checkpoint / TRAINER_STATE_NAME)
+            seal_checkpoint(checkpoint)
             best = self.state.best_global_step if self.state.best_model_checkpoint else None
             remove_checkpoints(folder, self.save_total_limit, {step, best})
+            if self.args.push_to_hub:
+                self.push_sealed(checkpoint)
 
     def _issue_warnings_after_load(self, load_result):
         tied = set(self.model.all_tied_weights_keys or ())
@@ -137,10 +144,24 @@ class PretrainTrainer(Trainer):
         card.save(Path(output_dir or self.args.output_dir, "README.md"))
 
     def _push_from_checkpoint(self, checkpoint_folder: str):
+        """Does nothing yet: `Trainer` calls it before the checkpoint is complete."""
+
+    def push_sealed(self, checkpoint: Path):
+        """Pushes what `hub_strategy` says of a complete checkpoint."""
         # `Trainer` pushes weights and config from here. The config names model files, which must be there too.
-        for file in (*Path(checkpoint_folder).glob("*.py"), Path(checkpoint_folder, "README.md")):
+        for file in (*checkpoint.glob("*.py"), checkpoint / "README.md"):
             shutil.copy(file, self.args.output_dir)
-        super()._push_from_checkpoint(checkpoint_folder)
+        super()._push_from_checkpoint(str(checkpoint))
+
+    def find_best(self):
+        """Finds the best checkpoint so far beside the one that the run resumes from; passes over a damaged one."""
+        if not (self.args.load_best_model_at_end and self.resumed_from and self.state.best_global_step):
+            return
+        best = self.resumed_from.parent / f"checkpoint-{self.state.best_global_step}"
+        self.state.best_model_checkpoint = str(best)
+        if fault := fault_of(best):
+            logger.warning("Skipping %s, the best so far: %s. The best of the later ones counts.", best, fault)
+            self.state.best_model_checkpoint = self.state.best_global_step = self.state.best_metric = None
 
     def finish(self, state: TrainerState) -> None:
         """Ends a run whose state is that of its last step, as `train` ends it."""
@@ -187,7 +208,8 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 def train(trainer: PretrainTrainer, checkpoint: str | None) -> None:
     """Trains to the end, from `checkpoint` if there is one, and evaluates. A last step's checkpoint is only loaded."""
-    state = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json"))) if checkpoint else None
+    trainer.resumed_from = Path(checkpoint) if checkpoint else None
+    state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))) if checkpoint else None
     if state is None or state.global_step < state.max_steps:
         trainer.train(resume_from_checkpoint=checkpoint)
     else:
