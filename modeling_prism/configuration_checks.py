@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from huggingface_hub import dataclasses as hub
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
 
@@ -45,6 +45,10 @@ def activation(default: str) -> Any:
 
 
 WRITTEN_BY_TRANSFORMERS = ("auto_map", "quantization_config", "torch_dtype")
+ARGUMENTS_OF_LOADING = (
+    *("attn_implementation", "code_revision", "experts_implementation", "name_or_path", "return_unused_kwargs"),
+    *("torch_dtype", "trust_remote_code"),
+)
 
 
 def strict(config_class: type) -> type:
@@ -80,7 +84,7 @@ class CheckedConfig:
     opens: ClassVar[tuple[str, ...]] = ()
     followed_fields: ClassVar[tuple[str, ...]] = ()
     free_fields: ClassVar[tuple[str, ...]] = (
-        *("vocab_size", "max_position_embeddings", "initializer_range", "tie_word_embeddings", "use_cache"),
+        *("vocab_size", "max_position_embeddings", "initializer_range", "use_cache"),
         *("pad_token_id", "bos_token_id", "eos_token_id", "pretraining_tp"),
         *(declared.name for declared in fields(PreTrainedConfig)),
     )
@@ -103,7 +107,9 @@ class CheckedConfig:
         # A saved configuration, which names its version, may hold what other tools wrote.
         if self.transformers_version is None:
             for name in kwargs:
-                if name in vars(self) and not self.knows(name) and name not in WRITTEN_BY_TRANSFORMERS:
+                # transformers drops settings of `generate`.
+                is_ignored = name in vars(self) or hasattr(GenerationConfig(), name)
+                if is_ignored and not self.knows(name) and name not in WRITTEN_BY_TRANSFORMERS:
                     raise ValueError(f"`{name}` is not a field of {type(self).__name__}.")
         # `@strict` calls this too, but wraps the error in a type of its own.
         self.validate_architecture()
@@ -112,7 +118,10 @@ class CheckedConfig:
         self.check_name(name)
         self.check_field(name, value)
         models = self.attached_models() if name in type(self).__dataclass_fields__ else []
-        if models and name not in (*self.free_fields, *self.followed_fields) and value != getattr(self, name):
+        free = (*self.free_fields, *self.followed_fields)
+        if name == "max_position_embeddings" and any(hasattr(model, "embed_positions") for model in models):
+            free = ()
+        if models and name not in free and value != getattr(self, name):
             raise ValueError(
                 f"`{name}` cannot change: a model was built with {getattr(self, name)!r}. Build another from "
                 f"`{type(self).__name__}.from_dict({{**config.to_dict(), {name!r}: {value!r}}})`."
@@ -134,6 +143,8 @@ class CheckedConfig:
         meant = [field for field in [cls.names_elsewhere.get(name)] if field is not None]
         if not meant and not hasattr(cls, name):
             meant = difflib.get_close_matches(name, cls.__dataclass_fields__, n=1, cutoff=0.85)
+            parts = [field for field in cls.__dataclass_fields__ if field.startswith(name) or field.endswith(name)]
+            meant = meant or parts[: len(name) > 4]
         if meant and (meant[0] in cls.__dataclass_fields__ or " " in meant[0]):
             raise ValueError(f"`{name}` is not a field of {cls.__name__}: did you mean `{meant[0]}`?")
 
@@ -177,6 +188,9 @@ class CheckedConfig:
     def from_dict(cls, config_dict: dict, **kwargs):
         for name in kwargs:
             cls.check_name(name)
+            # transformers ignores them.
+            if not (kwargs.get("return_unused_kwargs") or cls.knows(name) or name in ARGUMENTS_OF_LOADING):
+                raise ValueError(f"`{name}` is not a field of {cls.__name__}.")
         foreign = [name for name in config_dict if not cls.knows(name) and name not in WRITTEN_BY_TRANSFORMERS]
         if foreign and cls.mark not in config_dict and config_dict.get("model_type") == cls.model_type:
             raise ValueError(

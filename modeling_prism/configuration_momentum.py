@@ -134,6 +134,18 @@ class MomentumConfig(CheckedConfig, LlamaConfig):
             )
         if not (isinstance(theta, float | int) and math.isfinite(theta) and theta > 0):
             raise ValueError(f"`rope_theta` in `rope_parameters` must be a finite number above 0, got {theta!r}.")
+        try:
+            self.validate_rope()
+        except KeyError as error:
+            raise ValueError(error.args[0]) from None
+        factor = self.rope_parameters.get("factor", 1.0)
+        if not (isinstance(factor, float | int) and math.isfinite(factor) and factor > 0):
+            raise ValueError(f"`factor` in `rope_parameters` must be a finite number above 0, got {factor!r}.")
+        if factor != 1 and rope_type == "default":
+            raise ValueError(
+                f"`factor`={factor} in `rope_parameters` has no effect with `rope_type`='default': choose another "
+                "`rope_type`, such as 'linear'."
+            )
         if len(self.layer_gammas) != self.num_hidden_layers:
             raise ValueError(
                 f"`momentum_gamma` holds {len(self.layer_gammas)} numbers for `num_hidden_layers`="

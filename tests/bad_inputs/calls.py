@@ -40,6 +40,10 @@ def assign(name, value):
     return lambda model: setattr(model.config, name, value)
 
 
+def untie(model):
+    model.config.tie_word_embeddings = not model.config.tie_word_embeddings
+
+
 def after_five(mask):
     def call(model):
         cache = model(random_ids(2, 5)).past_key_values
@@ -79,6 +83,8 @@ ROWS = [
     *every("`num_signal_heads` cannot change: a model was built", assign("num_signal_heads", 2), ("prism",)),
     *every("`momentum_gamma` cannot change: a model was built", assign("momentum_gamma", 0.2), ("momentum",)),
     *every("`hidden_act` cannot change: a model was built", assign("hidden_act", "gelu"), ("spherical",)),
+    *every("`tie_word_embeddings` cannot change: a model was", untie),
+    *every("`max_position_embeddings` cannot change: a model", assign("max_position_embeddings", 128), TABLE[1:]),
     *every("`num_hidden_layers` must be at least 1, got 0", assign("num_hidden_layers", 0)),
     *every("`attention_dropout` is a probability, .*got -0.1", assign("attention_dropout", -0.1)),
     *every("`hidden_act` must be .*got 'rlu'", assign("hidden_act", "rlu")),

@@ -58,6 +58,9 @@ ROWS = [
     *rows("prism", "is not a field.*`signal_rope_theta` and", "rope_parameters", {"rope_theta": 1e4}),
     *rows("prism", "is not a field.*did you mean `num_signal_heads`", "num_signal_head", 2),
     *rows("prism", "is not a field.*did you mean `num_hidden_layers`", "n_layer", 2),
+    *rows("prism", "is not a field.*did you mean `noise_coefficient`", "noise_coeff", 0.2),
+    *rows("prism", "is not a field of PrismConfig", "sliding_window", 8),
+    *rows("prism", "is not a field of PrismConfig", "max_length", 8),
     # Momentum.
     *rows("momentum", "must be a finite number", "momentum_gamma", nan, inf, -inf, [0.5, nan]),
     *rows("momentum", "must be of type .*float.*, got VALUE", "momentum_gamma", "much", {"a": 1}),
@@ -69,6 +72,15 @@ ROWS = [
     Row(("momentum", {"num_attention_heads": 3}), "multiple of the number of attention heads"),
     Row(("momentum", {"head_dim": 7}), "`head_dim`=7 is odd"),
     Row(("momentum", {"rope_parameters": {"rope_type": "yam", "rope_theta": 1e4}}), "`rope_type` in .*got 'yam'"),
+    *[
+        Row(("momentum", {"rope_parameters": {"rope_type": rope_type, "rope_theta": 1e4, **more}}), says)
+        for rope_type, more, says in (
+            ("linear", {"factor": 0.0}, "`factor` in `rope_parameters` must be a finite number above 0, got 0.0"),
+            ("dynamic", {"factor": -1.0}, "`factor` in `rope_parameters` must be a finite number above 0, got -1.0"),
+            ("linear", {}, "Missing required keys in `rope_parameters`.*factor"),
+            ("default", {"factor": 2.0}, "`factor`=2.0 .* no effect with `rope_type`='default'"),
+        )
+    ],
     Row(("momentum", {"rope_theta": 0.0}), "`rope_theta` in `rope_parameters` must be a finite number above 0"),
     *rows("momentum", "must be a finite number above 0, got -1", "rms_norm_eps", -1),
     *rows("momentum", "is not a field.*did you mean `momentum_streams`", "momentum_stream", "k"),
@@ -83,5 +95,6 @@ ROWS = [
     Row(("spherical", {"attention_routing": "uniform", "attention_dropout": 0.1}), "no attention weights.*`hidden_dr"),
     Row(("spherical", {"bounded_unembedding": False, "logit_scale": 5}), "`logit_scale`=5 has no effect with `bound"),
     *rows("spherical", "is not a field.*did you mean `attention_routing`", "atention_routing", "uniform"),
+    *rows("spherical", "is not a field.*did you mean `attention_routing`", "routing", "uniform"),
     *rows("spherical", "is not a field.*did you mean `logit_scale`", "tau", 5.0),
 ]
