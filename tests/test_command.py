@@ -22,6 +22,7 @@ def ends(main, monkeypatch, capsys, *argv):
         (ValueError("`x` must be\n  positive."), 2, ["Error: `x` must be positive."]),
         (FileNotFoundError(2, "No such file", "x"), 2, ["Error: [Errno 2] No such file: 'x'"]),
         (ValueError(), 2, ["Error: ValueError"]),
+        (ImportError("Install `x`."), 2, ["Error: Install `x`."]),
         (TrainingDiverged("at step 3."), 1, ["Error: at step 3."]),
         (KeyboardInterrupt("Interrupted.\nAgain."), 130, ["Interrupted.", "Again."]),
         (KeyboardInterrupt(), 130, ["Interrupted: nothing was kept.", "The same command starts again."]),

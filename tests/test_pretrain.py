@@ -493,6 +493,8 @@ def test_a_resumed_run_leaves_the_files_of_an_uninterrupted_one(
     whole, options = sparsely_logged
     folder = unfinished(whole, tmp_path / "run", *(f"checkpoint-{step}" for step in checkpoints))
     damage(folder / f"checkpoint-{checkpoints[-1]}" / "optimizer.pt") if len(checkpoints) == 2 else None
+    with (folder / "samples.jsonl").open("a") as stream:
+        stream.write('{"step": 2, "story": "damaged \u2028\n')
     with caplog.at_level("INFO"):
         result = run(recipe, folder, *options)
     assert f"continuing from checkpoint-{2 if len(checkpoints) == 2 else checkpoints[-1]}" in caplog.text
@@ -602,9 +604,22 @@ def test_ctrl_c_says_in_two_lines_what_was_kept(recipe, tmp_path):
     done = run_process(recipe, tmp_path / "run", code=interrupt)
     assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
     assert done.stderr.splitlines()[-2:] == [
-        f"Interrupted after step 3. Kept: {tmp_path / 'run' / 'checkpoint-2'}.",
+        f"Interrupted. Kept: {tmp_path / 'run' / 'checkpoint-2'}.",
         "The same command continues the run from there.",
     ]
+
+
+def test_ctrl_c_before_the_first_step_says_it_too(recipe, finished, tmp_path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretrain, "load_data", interrupted)
+    for folder, says in (
+        (unfinished(finished[0], tmp_path / "run", "checkpoint-4"), "Kept: .*checkpoint-4.\nThe same .* continues"),
+        (tmp_path / "new", "Nothing was kept.*\nThe same command starts the run again"),
+    ):
+        with pytest.raises(KeyboardInterrupt, match=says):
+            run(recipe, folder)
 
 
 @pytest.mark.process

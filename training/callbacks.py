@@ -58,8 +58,9 @@ class SampleStoryCallback(TrainerCallback):
         # A resumed run repeats the evaluations that its checkpoint does not know, and their stories.
         if state.is_world_process_zero and self.file.is_file():
             known = {log["step"] for log in state.log_history if "eval_runtime" in log}
-            lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] in known]
+            # Split at line feeds alone: a story may hold other ends of lines.
+            lines = self.file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+            kept = [f"{line}\n" for line in lines if _step_of(line) in known]
             self.file.write_text("".join(kept), encoding="utf-8")
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
@@ -69,6 +70,14 @@ class SampleStoryCallback(TrainerCallback):
             with self.file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps({"step": state.global_step, "story": story}, ensure_ascii=False) + "\n")
             tqdm.write(textwrap.indent(textwrap.fill(story), "    "))
+
+
+def _step_of(line: str) -> int | None:
+    """The step of a line of samples.jsonl; `None` if it is damaged."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def tell_story(model, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int, seed: int = 0) -> str:

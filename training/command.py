@@ -46,9 +46,9 @@ def run(main: Callable[[list[str]], object]) -> None:
     """
     Runs a command with the words of the command line.
 
-    A user's mistake, which `main` raises as `ValueError` or `OSError`, ends in one sentence and exit status 2, a
-    diverged run in one sentence and status 1, and Ctrl-C in what was kept and status 130. `--debug`, without a value,
-    shows the traceback instead.
+    A user's mistake, which `main` raises as `ValueError` or `OSError`, and a missing package (`ImportError`) end in
+    one sentence and exit status 2, a diverged run in one sentence and status 1, and Ctrl-C in what was kept and status
+    130. `--debug`, without a value, shows the traceback instead.
     """
     argv = sys.argv[1:]
     # One bar for each stage of a command, none for each file that is read or written.
@@ -57,7 +57,7 @@ def run(main: Callable[[list[str]], object]) -> None:
     flags = [i for i, word in enumerate(argv) if word == "--debug" and (argv[i + 1 : i + 2] or ["-"])[0][:1] == "-"]
     try:
         main([word for i, word in enumerate(argv) if i not in flags])
-    except (ValueError, OSError, TrainingDiverged, KeyboardInterrupt) as error:
+    except (ValueError, OSError, ImportError, TrainingDiverged, KeyboardInterrupt) as error:
         if flags:
             raise
         logging.shutdown()

@@ -42,8 +42,8 @@ def load_causal_lm(name: str, option: str = "model", **kwargs) -> PreTrainedMode
     Loads a causal language model with all its weights.
 
     Raises:
-        ValueError: no such model, damaged files, weights that lack parameters of the architecture, or a model that
-            looks ahead.
+        ValueError: no such model, damaged files, weights that lack parameters of the architecture or are not finite,
+            or a model that looks ahead.
     """
     with explaining_a_missing_model(name, option):
         model, info = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **kwargs)
@@ -52,6 +52,11 @@ def load_causal_lm(name: str, option: str = "model", **kwargs) -> PreTrainedMode
             f"`{option}`={name!r} lacks weights of {type(model).__name__} ({_some(info['missing_keys'])}), which "
             "would be random: give the folder of a causal language model, without changes to its architecture."
         )
+    # A byte-wide float is a quantised weight, which `isfinite` does not read.
+    weights = ((n, w) for n, w in model.named_parameters() if w.is_floating_point() and w.itemsize > 1)
+    broken = [name for name, weight in weights if not torch.isfinite(weight).all()]
+    if broken:
+        raise ValueError(f"`{option}`={name!r} holds weights that are not finite ({_some(broken)}): give another.")
     check_causal(model, option)
     return model
 

@@ -13,6 +13,7 @@ import torch
 import yaml
 from transformers import TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
+from transformers.training_args import trainer_log_levels
 
 from modeling_prism import PrismConfig
 from training.callbacks import NOISE_COEFFICIENT_END, NOISE_COEFFICIENT_START
@@ -47,8 +48,18 @@ INTERVALS = {
     **dict.fromkeys(("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps"), (0, math.inf)),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), (0, 1)),
     **dict.fromkeys(("dataloader_num_workers", "sample_max_new_tokens", "save_total_limit"), (0, math.inf)),
+    "neftune_noise_alpha": (0, math.inf),
     # numpy takes no others.
     **dict.fromkeys(("seed", "data_seed"), (0, 2**32)),
+}
+
+# Values that options must keep, and what any other would do.
+NEEDED = {
+    "include_num_input_tokens_seen": (True, "leave the results without the number of tokens"),
+    "remove_unused_columns": (False, "drop `shift_labels`, without which a lookup table trains on wrong labels"),
+    "prediction_loss_only": (False, "leave the results without metrics"),
+    "eval_do_concat_batches": (True, "give the metrics batches that they do not read"),
+    "batch_eval_metrics": (False, "give the metrics batches that they do not read"),
 }
 
 
@@ -101,24 +112,23 @@ class PretrainArguments(TrainingArguments):
             if value is not None and not (least <= value < most):
                 limits = f"at least {least} and " + ("finite" if most == math.inf else f"below {most}")
                 raise ValueError(f"`{name}` must be {limits}, got {value}.")
+        for name in ("log_level", "log_level_replica"):
+            if getattr(self, name) not in trainer_log_levels:
+                raise ValueError(f"`{name}`={getattr(self, name)!r} must be one of {', '.join(trainer_log_levels)}.")
         for name in ("logging_steps", "eval_steps", "save_steps"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"`{name}` must be above 0 and finite, got {value}.")
-        if self.include_num_input_tokens_seen is not True:
-            raise ValueError(
-                f"`include_num_input_tokens_seen`={self.include_num_input_tokens_seen!r} would leave the results "
-                "without the number of tokens: leave it out."
-            )
-        if self.remove_unused_columns is not False:
-            raise ValueError(
-                f"`remove_unused_columns`={self.remove_unused_columns!r} would drop `shift_labels`, without which a "
-                "lookup table trains on wrong labels: leave it out."
-            )
+        for name, (needed, consequence) in NEEDED.items():
+            if getattr(self, name) is not needed:
+                raise ValueError(f"`{name}`={getattr(self, name)!r} would {consequence}: leave it out.")
         try:
             super().__post_init__()
         except json.JSONDecodeError as error:
             raise ValueError(f"{error.doc!r}, the value of an option that takes JSON, is not valid: {error}") from None
+        # Of `accelerator_config` and its kin.
+        except TypeError as error:
+            raise ValueError(f"An option that takes JSON has a wrong entry: {error}") from None
         self._check_extensions()
 
     def _check_extensions(self):

@@ -80,6 +80,17 @@ def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
     """Trains, evaluates and saves one model; returns the closing table, which results.json holds too."""
     argv = sys.argv[1:] if argv is None else argv
     model_arguments, data_arguments, training_arguments = parse_arguments(argv)
+    with explaining_an_interrupt(Path(training_arguments.output_dir)):
+        return pretrain(model_arguments, data_arguments, training_arguments, argv)
+
+
+def pretrain(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    training_arguments: PretrainArguments,
+    argv: list[str],
+) -> dict[str, float | int | str]:
+    """What `main` does with its options; `argv` is for the card."""
     logging.basicConfig(format="%(message)s", level=logging.INFO if training_arguments.should_log else logging.WARNING)
     set_seed(training_arguments.seed)
 
@@ -144,7 +155,7 @@ def main(argv: list[str] | None = None) -> dict[str, float | int | str]:
     )
     trainer.remove_callback(PrinterCallback if training_arguments.disable_tqdm else ProgressCallback)
     threads = threads_of_run(Path(checkpoint).parent) if checkpoint else torch.get_num_threads()
-    with cpu_threads(threads), explaining_an_interrupt(trainer):
+    with cpu_threads(threads):
         train(trainer, checkpoint)
         trainer.save_model()
         # This file may be pushed.

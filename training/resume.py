@@ -108,6 +108,8 @@ def _architecture(config: PreTrainedConfig) -> dict:
 def check_output_dir(output_dir: Path, run: dict) -> None:
     """Raises `ValueError` for a folder that cannot be written, or that holds another run or other files."""
     shown = f"`output_dir`={str(output_dir)!r}"
+    if any("\0" in part or len(part.encode()) > 255 for part in output_dir.parts):
+        raise ValueError(f"{shown} has a name of more than 255 bytes or with a null byte: choose another.")
     if output_dir.is_symlink() and not output_dir.exists():
         raise ValueError(f"{shown} is a link to a folder that does not exist: create that folder, or name another.")
     if output_dir.exists() and not output_dir.is_dir():

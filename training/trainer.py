@@ -17,7 +17,7 @@ from training.callbacks import LossCallback
 from training.command import TrainingDiverged
 from training.files import name_only
 from training.model_card import render_model_card
-from training.resume import fault_of, remove_checkpoints, seal_checkpoint
+from training.resume import RESULTS_FILE, fault_of, remove_checkpoints, seal_checkpoint
 from training.tasks import Blocks
 
 
@@ -175,20 +175,22 @@ class PretrainTrainer(Trainer):
 
 
 def kept_in(output_dir: Path) -> str | None:
-    """Says which checkpoint a stopped run can resume from, if there is one."""
+    """Says what a stopped run can go on from: its end, or a checkpoint, if there is one."""
+    if (output_dir / RESULTS_FILE).is_file():
+        return f"Kept: {output_dir}, finished."
     steps = [int(file.parent.name.partition("-")[2]) for file in output_dir.glob("checkpoint-*/checksums.json")]
     return f"Kept: {output_dir / f'checkpoint-{max(steps)}'}." if steps else None
 
 
 @contextlib.contextmanager
-def explaining_an_interrupt(trainer: Trainer) -> Iterator[None]:
+def explaining_an_interrupt(output_dir: Path) -> Iterator[None]:
     """Adds to Ctrl-C what was kept, in two lines."""
     try:
         yield
     except KeyboardInterrupt:
-        kept = kept_in(Path(trainer.args.output_dir))
+        kept = kept_in(output_dir)
         raise KeyboardInterrupt(
-            f"Interrupted after step {trainer.state.global_step}. {kept or 'Nothing was kept: no checkpoint yet.'}\n"
+            f"Interrupted. {kept or 'Nothing was kept: no checkpoint yet.'}\n"
             f"The same command {'continues the run from there' if kept else 'starts the run again'}."
         ) from None
 

@@ -49,6 +49,8 @@ def check_causal(model: PreTrainedModel) -> None:
             f"{name} is not a causal language model: it does not return logits over its {size} tokens at every "
             "position. Open the model with `AutoModelForCausalLM`."
         )
+    if logits[0].isnan().any():
+        raise ValueError(f"{name} returns logits that are not numbers: its weights are damaged.")
     if (logits[0] - logits[1])[:, :-1].abs().max() > 1e-5 * logits[0].abs().max():
         raise ValueError(
             f"{name} is not a causal language model here: its predictions depend on later tokens, so losses and "

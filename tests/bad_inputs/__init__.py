@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+import torch
+from safetensors.torch import load_file, save_file
+
 from training.command import run
 
 
@@ -34,6 +37,12 @@ def link(target: str) -> Callable[[Path], Any]:
 
 def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:99])
+
+
+def not_finite(file: Path) -> None:
+    weights = load_file(file)
+    weights["model.norm.weight"][3] = torch.nan
+    save_file(weights, file, {"format": "pt"})
 
 
 def remove(file: Path) -> None:

@@ -38,7 +38,7 @@ from modeling_prism.analysis import (
 )
 from training.data import load_tokenizer
 
-from . import Row, copy, cut
+from . import Row, copy, cut, not_finite
 
 
 WORLD = ("finished", "table", "bare", "bert", "body", "classifier", "headless", "residues", "gpt2", "corpus")
@@ -76,6 +76,7 @@ ROWS = [
     Row(f"gpt2 {TEXTS}", "'gpt2' is neither|'gpt2'"),
     Row(f"m {TEXTS}", "'m' is neither the folder nor the hub name", {"m/config.json": "{}"}),
     Row(f"m {TEXTS}", "'m' is neither the folder nor", {"m": copy("bare"), "m/model.safetensors": cut}),
+    Row(f"m {TEXTS}", "logits that are not numbers", {"m": copy("finished"), "m/model.safetensors": not_finite}),
     Row(f"m {TEXTS}", "'m' ", {"m": copy("finished"), "m/tokenizer.json": "{"}),
     Row(f"bare {TEXTS}", "'bare' has no tokenizer.*--modulus"),
     Row(f"bert {TEXTS}", "BertLMHeadModel is not a causal language model.*depend on later tokens"),

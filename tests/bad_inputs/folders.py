@@ -6,7 +6,7 @@ from pathlib import Path
 from training import pretrain, tell
 from training.files import read_json
 
-from . import Row, copy, cut, link, refused, remove
+from . import Row, copy, cut, link, not_finite, refused, remove
 
 
 WORLD = ("recipe.yaml", "model", "bert", "corpus", "finished", "table")
@@ -42,6 +42,7 @@ ROWS = [
     Row(f"{OUT} file/below/it", "lies below the file", {"file": ""}),
     Row(f"{OUT} dangling", "is a link to a folder that does not exist", {"dangling": link("nowhere")}),
     Row(f"{OUT} /proc/run", "cannot be written"),
+    Row(f"{OUT} x/{'y' * 256}", "has a name of more than 255 bytes"),
     Row(f"{OUT} mine", "is not empty and does not hold a run", {"mine/thesis.txt": "mine"}),
     Row(f"{OUT} mine", "is not empty and does not hold a run", {"mine/sub/": None}),
     Row(f"{OUT} .", "is not empty and does not hold a run"),
@@ -99,6 +100,8 @@ ROWS = [
     Row(f"{TUNED} finished --config_overrides hidden_size=64", "`head_dim`=32 contradicts"),
     Row(f"{TUNED} table --block_size 32", "`init_from`='table' reads a lookup table, not text"),
     Row(f"{TUNED} finished --dataset_name addition --block_size 3", "`init_from`='finished'.*lookup table"),
+    Row(f"{TUNED} m", "weights that are not finite .model.norm", {**FINISHED, "m/model.safetensors": not_finite}),
+    Row("tell m", "weights that are not finite .model.norm", {**FINISHED, "m/model.safetensors": not_finite}),
     Row("tell m", "`model`='m' is neither", {**FINISHED, "m/model.safetensors": cut}),
     Row("tell m", "`model`='m' is neither", {**FINISHED, "m/tokenizer.json": "{"}),
     *[
