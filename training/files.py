@@ -27,8 +27,8 @@ def read_json(file: Path) -> dict:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{str(file)!r} is damaged ({error}): restore it, or delete it to start again.") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{str(file)!r} is damaged (not a JSON object): restore it, or delete it to start again.")
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{str(file)!r} is damaged (no JSON object): restore it, or delete it to start again.")
     return content
 
 
