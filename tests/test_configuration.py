@@ -96,7 +96,7 @@ def test_recipes_parse_and_explain_every_key(recipe, tmp_path):
     if recipe.stem == "grokking":
         assert training.lr_scheduler_type == "constant" and training.warmup_steps == 0 == training.max_grad_norm
     elif recipe.stem == "release":
-        assert training.lr_scheduler_type == "warmup_stable_decay" and training.max_steps == 6000
+        assert training.lr_scheduler_type == "warmup_stable_decay" and training.max_steps == 2000
     else:
         assert training.lr_scheduler_type == "cosine_with_min_lr"
         assert training.lr_scheduler_kwargs == {"min_lr_rate": 0.1}

@@ -40,9 +40,7 @@ PYTHON = {
 }
 NOTEBOOK = json.loads((ROOT / "modeling_prism/analysis/look_inside.ipynb").read_text(encoding="utf-8"))
 CODE_CELLS = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
-PYTHON["look_inside.ipynb"] = "\n".join("".join(cell["source"]) for cell in CODE_CELLS).replace(
-    "../../outputs", "outputs"
-)
+PYTHON["look_inside.ipynb"] = "\n".join("".join(cell["source"]) for cell in CODE_CELLS).replace("../../", "")
 ANALYSIS = sorted(
     {
         command
@@ -97,8 +95,10 @@ def trained(tmp_path_factory):
 def test_python_runs(code, trained, monkeypatch):
     # In this process, where the package is imported and registered already: a reader's is not.
     loads = "Auto" in code or "pipeline(" in code
-    assert not loads or re.search(r"^(import|from) modeling_prism|trust_remote_code=True", code, flags=re.MULTILINE)
+    registers = re.search(r"^(import|from) modeling_prism|trust_remote_code=True", code, flags=re.MULTILINE)
+    assert not loads or "hub_cards/llama" in code or registers
     code = code.replace("outputs/", f"{trained}/").replace("configuration/", f"{ROOT}/configuration/")
+    code = code.replace("hub_cards/", f"{ROOT}/hub_cards/")
     monkeypatch.chdir(trained)
     exec(compile(code, "README", "exec"), {"__name__": "__main__"})
     if "finetuned" in code:

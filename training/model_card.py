@@ -32,11 +32,13 @@ DESCRIPTIONS = {
 
 
 def code_revision() -> str:
-    """The git revision of this checkout, marked if files differ from it; "unknown" outside a checkout."""
+    """The git revision of this checkout, marked if its code differs from it; "unknown" outside a checkout."""
     git = ["git", "-C", str(ROOT)]
     try:
         revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
-        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+        # A model that has just been released is no change of the code.
+        status = [*git, "status", "--porcelain", "--", ".", ":!hub_cards"]
+        changes = subprocess.run(status, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return revision.strip()[:12] + (" with local changes" if changes.strip() else "")
