@@ -143,7 +143,9 @@ class CheckedConfig:
         meant = [field for field in [cls.names_elsewhere.get(name)] if field is not None]
         if not meant and not hasattr(cls, name):
             meant = difflib.get_close_matches(name, cls.__dataclass_fields__, n=1, cutoff=0.85)
-            parts = [field for field in cls.__dataclass_fields__ if field.startswith(name) or field.endswith(name)]
+            # Not of fields that all configurations have: `tp_plan` is an argument of loading.
+            own = [field for field in cls.__dataclass_fields__ if field not in PreTrainedConfig.__dataclass_fields__]
+            parts = [field for field in own if field.startswith(name) or field.endswith(name)]
             meant = meant or parts[: len(name) > 4]
         if meant and (meant[0] in cls.__dataclass_fields__ or " " in meant[0]):
             raise ValueError(f"`{name}` is not a field of {cls.__name__}: did you mean `{meant[0]}`?")
