@@ -91,6 +91,15 @@ def test_tokens_seen_counts_short_batches(recipe, tmp_path):
     assert large["tokens_seen"] / seconds <= large["tokens_per_second"] < 3 * 4000 * 32 / seconds
 
 
+def test_an_evaluation_prints_one_line_and_a_story(recipe, tmp_path, capfd):
+    options = ["--max_steps", 4, "--eval_on_start", True, "--eval_steps", 2, "--sample_max_new_tokens", 5]
+    run(recipe, tmp_path / "run", *options)
+    out = capfd.readouterr().out
+    metrics = r"loss \d\.\d{3}, bits per byte \d\.\d{3}"
+    assert re.findall(rf"Step (\d) of 4: {metrics}(?:, [\d,]+ tokens/s, [\d:]+ left)?\n    \S", out) == ["0", "2", "4"]
+    assert out.count("tokens/s") == 2 and "{'" not in out
+
+
 def test_the_model_is_evaluated_before_during_and_after(finished):
     output_dir, result = finished
     state = json.loads((output_dir / "trainer_state.json").read_text())

@@ -230,6 +230,9 @@ def test_there_is_something_to_run():
 def test_tell(trained, capsys):
     story = tell.main([str(trained / "quickstart"), "--prompt", "Tom and Mia", "--max_new_tokens", "5"])
     assert story.startswith("Tom and Mia") and story in capsys.readouterr().out
+    models = [str(trained / name) for name in ("quickstart", "llama")]
+    both = tell.main([*models, "--prompt", "Tom and Mia", "--max_new_tokens", "5"])
+    assert both.startswith(f"{models[0]}:\n{story}\n\n{models[1]}:\nTom and Mia")
 
 
 def test_every_file_of_the_tree_exists():

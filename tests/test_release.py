@@ -99,6 +99,18 @@ def test_a_refresh_writes_the_code_anew_and_nothing_else(released):
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
+@pytest.mark.experiment
+def test_a_push_sends_the_folder_and_a_card_that_loads_from_the_hub(released, monkeypatch):
+    sent = {}
+    monkeypatch.setattr(release.HfApi, "create_repo", lambda api, name, **kwargs: None)
+    monkeypatch.setattr(release.HfApi, "upload_folder", lambda api, **kwargs: sent.update(kwargs))
+    monkeypatch.setattr(release.ModelCard, "push_to_hub", lambda card, name: sent.update(card=card.content))
+    places = [f"--releases={released / 'releases.yaml'}", f"--folder={released / 'cards'}"]
+    release.main(["stories", "--push_to_hub", "me/stories", *places])
+    assert sent["repo_id"] == "me/stories" and sent["folder_path"] == released / "cards" / "stories"
+    assert 'pipeline("text-generation", "me/stories")' in sent["card"] and str(released) not in sent["card"]
+
+
 def test_endings_are_the_last_sentences_of_stories():
     stories = [
         f"Tom had a {thing}. He lost it. He found the {thing} again." for thing in ("hat", "ball", "car", "box")

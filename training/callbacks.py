@@ -144,6 +144,11 @@ class ProgressLineCallback(TrainerCallback):
     def __init__(self, throughput: ThroughputCallback):
         self.throughput = throughput
 
+    def speed(self) -> list[str]:
+        """What is known of it: nothing in a run resumed from a checkpoint that kept no sums."""
+        speed = self.throughput.tokens_per_second()
+        return [] if speed is None else [f"{speed:,.0f} tokens/s"]
+
     def on_train_begin(self, args, state, control, **kwargs):
         hidden = args.disable_tqdm or not state.is_world_process_zero
         steps = {"total": state.max_steps, "initial": state.global_step}
@@ -154,7 +159,7 @@ class ProgressLineCallback(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" in logs:
-            self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, {self.throughput.tokens_per_second():,.0f} tokens/s")
+            self.bar.set_postfix_str(", ".join([f"loss {logs['loss']:.3f}", *self.speed()]))
 
     def on_prediction_step(self, args, state, control, **kwargs):
         if not self.bar.disable and not self.bar.desc.startswith("Evaluating"):
@@ -169,7 +174,7 @@ class ProgressLineCallback(TrainerCallback):
         parts = [f"{text} {value:.3f}" for text, value in found.items() if value is not None]
         if done:
             left = self.throughput.seconds / done * (total - done)
-            parts += [f"{self.throughput.tokens_per_second():,.0f} tokens/s", f"{tqdm.format_interval(left)} left"]
+            parts += [*self.speed(), f"{tqdm.format_interval(left)} left"]
         tqdm.write(f"Step {done:,} of {total:,}: {', '.join(parts)}")
         self.bar.set_description("Training", refresh=False)
 

@@ -23,7 +23,7 @@ from training.command import CommandParser, run, suggest
 from training.data import load_data
 from training.evaluate import EvaluateArguments, evaluate_model
 from training.experiments.common.readme import fill_file, make_table
-from training.files import read_json, write_json
+from training.files import name_only, read_json, write_json
 from training.loading import load_model_and_tokenizer
 from training.metrics import score_tokens
 from training.ngrams import count_ngrams
@@ -128,7 +128,7 @@ def measure(folder: Path, results: list[dict], command: list[str]) -> dict:
 
 def make_comparison(evaluations: dict[str, dict]) -> str:
     """The table of all released models of stories, the best first."""
-    rows = []
+    rows = set()
     for name, found in evaluations.items():
         if "measures" in found:
             bits = found["bits_per_byte_of_seeds"]
@@ -138,14 +138,13 @@ def make_comparison(evaluations: dict[str, dict]) -> str:
             value = found["measures"]["bits_per_byte"]
             score = f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f}){seeds}"
             size = f"{found['parameters'] / 1e6:.2f} M"
-            rows.append((value["value"], [f"`{name}`", size, f"{found['tokens_seen'] / 1e6:.1f} M", score, *shares]))
-            floor = found["bits_per_byte_of_4_gram"]
-            rows.append((floor, ["4-gram of the same tokens", "", rows[-1][1][2], f"{floor:.3f}", *[""] * len(KINDS)]))
+            tokens, floor = f"{found['tokens_seen'] / 1e6:.1f} M", found["bits_per_byte_of_4_gram"]
+            rows.add((value["value"], (f"`{name}`", size, tokens, score, *shares)))
+            # One for all models that read the same tokens.
+            rows.add((floor, ("4-gram of the same tokens", "", tokens, f"{floor:.3f}", *[""] * len(KINDS))))
             chance = ["chance", "", "", "", *(f"{row['chance']:.2f}" for row in measures)]
     heads = ["model", "parameters", "tokens", "bits per byte", *(kind.replace("_", " ") for kind in KINDS)]
-    # Models that read the same tokens share a floor.
-    rows = [row for index, row in enumerate(sorted(rows)) if row not in sorted(rows)[:index]]
-    return make_table(heads, [row for _, row in rows] + [chance]) if rows else "No model is released yet."
+    return make_table(heads, [row for _, row in sorted(rows)] + [chance]) if rows else "No model is released yet."
 
 
 def write_tables(folder: Path) -> None:
@@ -163,7 +162,8 @@ def write_card(run_folder: Path, folder: Path, evaluation: dict) -> None:
     """The card of the run, with stories, the comparison and the data's licence before its recipe."""
     content = ModelCard.load(run_folder / "README.md").content
     # Where the model is now, in the title and in the code that loads it.
-    content = content.replace(f"# {run_folder}\n", f"# {folder.name}\n").replace(f'"{run_folder}"', f'"{folder}"')
+    before, after = name_only(str(run_folder)), name_only(str(folder))
+    content = content.replace(f"# {before}\n", f"# {folder.name}\n").replace(f'"{before}"', f'"{after}"')
     time = f"Trained in {evaluation['hours']:g} hours on {evaluation['hardware']}."
     sections = f"## Training\n\n{time}\n\n"
     if "stories" in evaluation:
@@ -204,7 +204,11 @@ def main(argv: list[str] | None = None) -> Path:
         return folder
     if arguments.push_to_hub:
         HfApi().create_repo(arguments.push_to_hub, exist_ok=True)
-        HfApi().upload_folder(folder_path=folder, repo_id=arguments.push_to_hub)
+        HfApi().upload_folder(folder_path=folder, repo_id=arguments.push_to_hub, ignore_patterns=["README.md"])
+        # There, the card's code loads the model from the hub.
+        text = Path(folder, "README.md").read_text(encoding="utf-8")
+        text = text.replace(f'"{name_only(str(folder))}"', f'"{arguments.push_to_hub}"')
+        ModelCard(text).push_to_hub(arguments.push_to_hub)
         return folder
     options = dict(releases[rest.name])
     recipe = options.pop("recipe")
