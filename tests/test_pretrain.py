@@ -303,6 +303,22 @@ def test_push_to_hub_keeps_our_card(recipe, tmp_path, monkeypatch):
         assert "signal-noise decomposition" in files["README.md"]
 
 
+def test_a_failed_push_leaves_a_finished_run_and_says_how_to_push_it(recipe, tmp_path, monkeypatch):
+    def fail(trainer):
+        raise ConnectionError("no route")
+
+    name = "somebody/storyteller"
+    monkeypatch.setattr(
+        pretrain.PretrainTrainer, "init_hf_repo", lambda trainer: setattr(trainer, "hub_model_id", name)
+    )
+    monkeypatch.setattr(pretrain.PretrainTrainer, "push_to_hub", fail)
+    options = ["--push_to_hub", "true", "--hub_model_id", name, "--max_steps", 1]
+    options += ["--hub_strategy", "end", "--save_strategy", "no"]
+    with pytest.raises(ValueError, match=f"no route.*hf upload {name}"):
+        run(recipe, tmp_path / "run", *options)
+    assert (tmp_path / "run" / "results.json").is_file()
+
+
 @pytest.fixture(scope="module")
 def of_a_table(tmp_path_factory):
     """Two steps of the recipe for lookup tables."""

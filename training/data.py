@@ -432,6 +432,8 @@ def make_blocks(texts: DatasetDict, tokenizer: PreTrainedTokenizerBase, argument
     def tokenise(rows: dict[str, list]) -> dict[str, list]:
         # A text that contains "<|endoftext|>" does not end there.
         options = {"add_special_tokens": False, "return_attention_mask": False, "split_special_tokens": True}
+        # Blocks fit the model, whatever the length of a story.
+        options["verbose"] = False
         rows_of_ids = tokenizer(rows["text"], **options)["input_ids"]
         num_bytes = [len(text.encode("utf-8")) for text in rows["text"]]
         return {"ids": [[start, *ids] for ids in rows_of_ids], "num_bytes": num_bytes}

@@ -218,6 +218,8 @@ def check_combination(model: ModelArguments, data: DataArguments, training: Pret
     """Refuses, with a `ValueError`, options that contradict each other."""
     if model.init_from and data.tokenizer_name:
         raise ValueError("`tokenizer_name` is for a new model; with `init_from`, the model brings its tokenizer.")
+    if training.save_strategy == "best" and training.metric_for_best_model is None:
+        raise ValueError("`save_strategy`='best' needs `metric_for_best_model`, for example `loss`.")
     if data.streaming and training.max_steps <= 0:
         raise ValueError("`streaming` reads a corpus of unknown length: give `max_steps`.")
     if data.streaming and not (model.init_from or data.tokenizer_name or data.num_train_stories):

@@ -157,7 +157,8 @@ def pretrain(
     threads = threads_of_run(Path(checkpoint).parent) if checkpoint else torch.get_num_threads()
     with cpu_threads(threads):
         train(trainer, checkpoint)
-        trainer.save_model()
+        # Pushes nothing yet: the results come first.
+        trainer.save_model(_internal_call=True)
         # This file may be pushed.
         trainer.state.best_model_checkpoint = name_only(trainer.state.best_model_checkpoint)
         trainer.save_state()
@@ -178,7 +179,14 @@ def pretrain(
         write_json(output_dir / RESULTS_FILE, result)
         print_table(result)
     if training_arguments.push_to_hub:
-        trainer.push_to_hub()
+        try:
+            trainer.push_to_hub()
+        # Of the network or the hub, from whichever library.
+        except Exception as error:
+            raise ValueError(
+                f"{output_dir} holds the finished run, but it could not be pushed ({error}). Push it with "
+                f"`hf upload {training_arguments.hub_model_id or output_dir.name} {output_dir} . --exclude 'checkpoint-*/*'`."
+            ) from error
     return result
 
 

@@ -129,6 +129,19 @@ class RunningMeanLayer(ReplacedStates, LinearAttentionLayer, CacheLayerMixin):
         self.cumulative_length += sums.shape[-1]
         return totals[0], totals[1]
 
+    @property
+    def keys(self) -> None:
+        """None while nothing is kept. Afterwards raises: a cache rebuilt by iterating over this one would be empty."""
+        if self.cumulative_length:
+            raise ValueError(
+                "`past_key_values` keeps running means, not keys and values that could be read: copy it with "
+                "`copy.deepcopy`."
+            )
+
+    @keys.setter
+    def keys(self, value: None):
+        """`CacheLayerMixin` sets it to None."""
+
     def get_seq_length(self) -> int:
         return self.cumulative_length
 

@@ -31,6 +31,10 @@ def recorded_late(model):
     model(random_ids(1, 2), past_key_values=cache)
 
 
+def rebuilt(model):
+    DynamicCache(list(model(random_ids(1, 5)).past_key_values), config=model.config)
+
+
 def of_one_row(model):
     model(random_ids(3, 1), past_key_values=model(random_ids(1, 5)).past_key_values)
 
@@ -62,6 +66,7 @@ ROWS = [
     Row(("spherical-uniform", reading(lambda config: DynamicCache(config=config, offloading=True))), NO_MEANS),
     Row(("momentum", recorded_late), "cropped to before it began recording"),
     Row(("spherical-uniform", recorded_late), "further back than it recorded"),
+    Row(("spherical-uniform", rebuilt), "copy it with `copy.deepcopy`"),
     *every("holds a batch of 1, not of 3", of_one_row, BOTH),
     *every(
         "`StaticCache` cannot be cropped",

@@ -67,6 +67,7 @@ ROWS = [
     Row("--model_config '' --init_from finished --tokenizer_name finished", "`tokenizer_name` is for a new model"),
     Row("--dataset_name stories --streaming true", "`streaming` needs a hub dataset"),
     Row("--dataset_name a/b --streaming true --max_steps -1", "`streaming` reads .*: give `max_steps`"),
+    Row("--save_strategy best", "`save_strategy`='best' needs `metric_for_best_model`"),
     Row("--noise_coefficient_end -2", "`noise_coefficient_end`"),
     Row("--noise_coefficient_start nan", "`noise_coefficient_start`"),
     Row("--model_config nowhere/at/all", "`model_config`='nowhere/at/all'.*presets"),
