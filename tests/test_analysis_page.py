@@ -65,7 +65,7 @@ def opened(chromium):
         page.on("request", lambda it: it.url.startswith(("file:", "data:", "blob:")) or page.said.append(it.url))
         page.goto((out / "report.html").as_uri())
         if options.get("java_script_enabled", True):
-            page.wait_for_function("document.querySelector('#heads button, #clock input') !== null")
+            page.wait_for_function("document.querySelector('#head-map button, #clock input') !== null")
         return page
 
     yield open_page
@@ -75,7 +75,7 @@ def opened(chromium):
 
 LAYOUT = """() => {
   const right = (element) => element.getBoundingClientRect().right;
-  const parts = "figure, table, #tokens, #heads, #clock, dl";
+  const parts = "figure, table, #tokens, #head-map, #clock, dl";
   const shown = [...document.querySelectorAll(parts)].filter((e) => e.offsetParent);
   const texts = [...document.querySelectorAll("figure text")].filter((text) => text.getBoundingClientRect().width);
   const scale = (svg) => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
@@ -87,6 +87,8 @@ LAYOUT = """() => {
     figures: [...document.querySelectorAll("figure")].filter((e) => e.offsetParent).map((e) => e.id),
     cropped: texts.filter((e) => right(e) > right(e.ownerSVGElement) + 1).map((e) => e.textContent),
     unnamed: [...document.querySelectorAll("svg")].filter((e) => !e.ariaLabel && !e.ariaHidden).length,
+    repeated: [...document.querySelectorAll("[id]")].filter((e) => !e.closest("svg")).map((e) => e.id)
+      .filter((id, place, all) => all.indexOf(id) < place),
     smallest: Math.min(...texts.map(size)),
   };
 }"""
@@ -95,7 +97,8 @@ LAYOUT = """() => {
 def check_layout(page, out, width):
     seen = page.evaluate(LAYOUT)
     assert page.said == []
-    assert seen["width"] <= width and seen["outside"] == seen["cut"] == seen["cropped"] == [] and seen["unnamed"] == 0
+    assert seen["width"] <= width and seen["outside"] == seen["cut"] == seen["cropped"] == []
+    assert seen["unnamed"] == 0 and seen["repeated"] == []
     # The picture that stands in for the script is not shown beside it.
     files = {file.stem for file in (out / "figures").glob("*.png")}
     assert set(seen["figures"]) == files - {"attention_maps", "clock"}
@@ -224,7 +227,7 @@ class TestTheText:
         page.locator("#setting").focus()
         page.keyboard.press("ArrowLeft")
         assert page.locator("#setting").input_value() == "1"
-        page.locator("#heads button.set").first.focus()
+        page.locator("#head-map button.set").first.focus()
         page.keyboard.press("ArrowRight")
         assert page.evaluate("document.activeElement.ariaPressed") == "true"
         page.locator("#tokens span").nth(7).tap()

@@ -119,7 +119,7 @@ async function readText() {
     }
   }
   function choose(button, ownLabel, own) {
-    for (const other of find("heads").querySelectorAll(".set")) {
+    for (const other of find("head-map").querySelectorAll(".set")) {
       other.ariaPressed = other === button;
       other.tabIndex = other === button ? 0 : -1;
     }
@@ -155,15 +155,15 @@ async function readText() {
           make("span", {}, `${layer}.${number}`));
       })));
     }
-    find("heads").replaceChildren(...groups);
+    find("head-map").replaceChildren(...groups);
     groups[1].append(turn);
     groups[1].firstChild.click();
     // Arrow keys go from head to head.
-    find("heads").addEventListener("keydown", (event) => {
+    find("head-map").addEventListener("keydown", (event) => {
       const way = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
       if (!way) return;
       event.preventDefault();
-      const buttons = [...find("heads").querySelectorAll(".set")];
+      const buttons = [...find("head-map").querySelectorAll(".set")];
       const next = buttons[buttons.indexOf(document.activeElement) + way];
       next?.focus();
       next?.click();
