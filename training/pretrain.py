@@ -183,9 +183,10 @@ def pretrain(
             trainer.push_to_hub()
         # Of the network or the hub, from whichever library.
         except Exception as error:
+            name = training_arguments.hub_model_id or output_dir.name
             raise ValueError(
                 f"{output_dir} holds the finished run, but it could not be pushed ({error}). Push it with "
-                f"`hf upload {training_arguments.hub_model_id or output_dir.name} {output_dir} . --exclude 'checkpoint-*/*'`."
+                f"`hf upload {name} {output_dir} . --exclude 'checkpoint-*/*'`."
             ) from error
     return result
 
