@@ -173,10 +173,10 @@ KILL_AT_THE_END = """
 import os, signal
 from training.trainer import PretrainTrainer
 save_model = PretrainTrainer.save_model
-def killed(self, *args, _internal_call=False, **kwargs):
-    if not _internal_call:
+def killed(self, output_dir=None, **kwargs):
+    if output_dir is None:
         os.kill(os.getpid(), signal.SIGKILL)
-    save_model(self, *args, _internal_call=_internal_call, **kwargs)
+    save_model(self, output_dir, **kwargs)
 PretrainTrainer.save_model = killed
 """
 

@@ -341,7 +341,9 @@ def test_the_state_has_the_size_of_one_token(cache_name):
         assert cache.get_seq_length() == total
         for layer in cache.layers:
             assert [tuple(state.shape) for state in layer.conv_states.values()] == [(2, 32, 1), (2, 1, 1)]
-            assert layer.keys is None and layer.values is None
+            with pytest.raises(ValueError, match="not keys and values"):
+                layer.keys  # noqa: B018
+            assert layer.values is None
             assert all(state.dtype == torch.float32 for state in layer.conv_states.values())
 
 
