@@ -303,7 +303,7 @@ def test_push_to_hub_keeps_our_card(recipe, tmp_path, monkeypatch):
         assert "signal-noise decomposition" in files["README.md"]
 
 
-def test_a_failed_push_leaves_a_finished_run_and_says_how_to_push_it(recipe, tmp_path, monkeypatch):
+def test_a_failed_push_leaves_a_finished_run_and_says_how_to_push_it(recipe, tmp_path, monkeypatch, caplog):
     def fail(trainer):
         raise ConnectionError("no route")
 
@@ -317,6 +317,10 @@ def test_a_failed_push_leaves_a_finished_run_and_says_how_to_push_it(recipe, tmp
     with pytest.raises(ValueError, match=f"no route.*hf upload {name}"):
         run(recipe, tmp_path / "run", *options)
     assert (tmp_path / "run" / "results.json").is_file()
+    # The same command finds the run finished, and says that it does not push.
+    with caplog.at_level("WARNING"):
+        run(recipe, tmp_path / "run", *options)
+    assert f"To push it: `hf upload {name}" in caplog.text
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,10 @@
 """How the commands of `training/` read their options, and how they end."""
 
+import contextlib
 import difflib
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
@@ -40,6 +41,16 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 class TrainingDiverged(RuntimeError):
     """The loss or the weights of a run are no longer finite."""
+
+
+@contextlib.contextmanager
+def reaching_the_hub(remedy: str) -> Iterator[None]:
+    """Makes one sentence of whatever the hub's library or the network raises."""
+    try:
+        yield
+    except Exception as error:
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"The hub was not reached, or refused ({cause}): {remedy}") from error
 
 
 def run(main: Callable[[list[str]], object]) -> None:

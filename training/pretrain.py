@@ -38,7 +38,7 @@ from training.callbacks import (
     SampleStoryCallback,
     ThroughputCallback,
 )
-from training.command import run
+from training.command import reaching_the_hub, run
 from training.data import DataArguments, load_data
 from training.files import name_only, read_json, write_json
 from training.flops import training_flops_per_token
@@ -109,6 +109,8 @@ def pretrain(
             result = read_json(output_dir / RESULTS_FILE)
             logger.info("%s holds this run, finished.", output_dir)
             print_table(result)
+            if training_arguments.push_to_hub and training_arguments.should_log:
+                logger.warning("It is not pushed again. To push it: %s.", push_command(training_arguments))
             return result
         checkpoint = find_checkpoint(output_dir, training_arguments.resume_from_checkpoint, config)
         tokenizer_name = checkpoint or tokenizer_name
@@ -179,16 +181,16 @@ def pretrain(
         write_json(output_dir / RESULTS_FILE, result)
         print_table(result)
     if training_arguments.push_to_hub:
-        try:
+        with reaching_the_hub(f"{output_dir} holds the finished run. To push it: {push_command(training_arguments)}."):
             trainer.push_to_hub()
-        # Of the network or the hub, from whichever library.
-        except Exception as error:
-            name = training_arguments.hub_model_id or output_dir.name
-            raise ValueError(
-                f"{output_dir} holds the finished run, but it could not be pushed ({error}). Push it with "
-                f"`hf upload {name} {output_dir} . --exclude 'checkpoint-*/*'`."
-            ) from error
     return result
+
+
+def push_command(training_arguments: PretrainArguments) -> str:
+    """What pushes the folder of a finished run."""
+    folder = Path(training_arguments.output_dir)
+    name = training_arguments.hub_model_id or folder.name
+    return f"`hf upload {name} {folder} . --exclude 'checkpoint-*/*'`"
 
 
 def options_that_mattered(description: dict, blocks: Blocks) -> dict:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from training import pretrain
 from training.benchmarks.throughput import describe_run
 from training.callbacks import tell_story
-from training.command import CommandParser, run, suggest
+from training.command import CommandParser, reaching_the_hub, run, suggest
 from training.data import load_data
 from training.evaluate import EvaluateArguments, evaluate_model
 from training.experiments.common.readme import fill_file, make_table
@@ -162,8 +162,8 @@ def write_card(run_folder: Path, folder: Path, evaluation: dict) -> None:
     """The card of the run, with stories, the comparison and the data's licence before its recipe."""
     content = ModelCard.load(run_folder / "README.md").content
     # Where the model is now, in the title and in the code that loads it.
-    before, after = name_only(str(run_folder)), name_only(str(folder))
-    content = content.replace(f"# {before}\n", f"# {folder.name}\n").replace(f'"{before}"', f'"{after}"')
+    trained, released = name_only(str(run_folder)), name_only(str(folder))
+    content = content.replace(f"# {trained}\n", f"# {folder.name}\n").replace(f'"{trained}"', f'"{released}"')
     time = f"Trained in {evaluation['hours']:g} hours on {evaluation['hardware']}."
     sections = f"## Training\n\n{time}\n\n"
     if "stories" in evaluation:
@@ -203,12 +203,13 @@ def main(argv: list[str] | None = None) -> Path:
         write_model(folder, folder)
         return folder
     if arguments.push_to_hub:
-        HfApi().create_repo(arguments.push_to_hub, exist_ok=True)
-        HfApi().upload_folder(folder_path=folder, repo_id=arguments.push_to_hub, ignore_patterns=["README.md"])
         # There, the card's code loads the model from the hub.
         text = Path(folder, "README.md").read_text(encoding="utf-8")
         text = text.replace(f'"{name_only(str(folder))}"', f'"{arguments.push_to_hub}"')
-        ModelCard(text).push_to_hub(arguments.push_to_hub)
+        with reaching_the_hub("see to the network and `hf auth login`; the same command pushes again."):
+            HfApi().create_repo(arguments.push_to_hub, exist_ok=True)
+            HfApi().upload_folder(folder_path=folder, repo_id=arguments.push_to_hub, ignore_patterns=["README.md"])
+            ModelCard(text).push_to_hub(arguments.push_to_hub)
         return folder
     options = dict(releases[rest.name])
     recipe = options.pop("recipe")

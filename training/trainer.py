@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from training.callbacks import LossCallback
-from training.command import TrainingDiverged
+from training.command import TrainingDiverged, reaching_the_hub
 from training.files import name_only
 from training.model_card import render_model_card
 from training.resume import RESULTS_FILE, fault_of, remove_checkpoints, seal_checkpoint
@@ -145,6 +145,10 @@ class PretrainTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str):
         """Does nothing yet: `Trainer` calls it before the checkpoint is complete."""
+
+    def init_hf_repo(self, *args, **kwargs):
+        with reaching_the_hub("see to the network and `hf auth login`, or leave out `push_to_hub`."):
+            super().init_hf_repo(*args, **kwargs)
 
     def push_sealed(self, checkpoint: Path):
         """Pushes what `hub_strategy` says of a complete checkpoint."""
