@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from modeling_prism import SphericalConfig, SphericalForCausalLM
 from training import pretrain
 from training.experiments.grokking import report, run
-from training.experiments.grokking.arms import ARMS, COMPARISONS, name_of
+from training.experiments.grokking.arms import ARMS, COMPARISONS, PUBLISHED, name_of
 from training.experiments.grokking.read_out import ReadOut
 from training.stacked import Stack
 from training.tasks import arithmetic
@@ -336,3 +336,12 @@ def test_table_of_comparisons():
     assert "| sphere | layer_norm | 2 | 0.10 (0.10 to 0.10) | 0.07 (" in table
     assert "| rms_norm | layer_norm | 2 | rms_norm: 1 of 2 not in 9,000 |  |" in table
     assert len(table.splitlines()) == 4
+
+
+def test_published_figures_belong_to_arms():
+    """The author's notebooks bound the baselines of multiplication, so that these are no arms of the addition table."""
+    published = [*report.PUBLISHED.values(), *report.PUBLISHED_UNIFORM.values()]
+    assert {arm for arms in published for arm in arms} <= ARMS.keys()
+    assert {*report.PUBLISHED["addition-lr0.0006"]} == {*PUBLISHED}
+    for arm in report.PUBLISHED["multiplication-lr0.0006"]:
+        assert ARMS[arm]["bounded_unembedding"]

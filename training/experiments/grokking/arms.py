@@ -9,6 +9,7 @@ _DATA = yaml.safe_load(Path(__file__).with_name("arms.yaml").read_text(encoding=
 ARMS = _DATA["arms"]
 # Each arm beside the one that it differs from in the thing named.
 COMPARISONS = {(one, other): change for one, other, change in _DATA["comparisons"]}
+# Of addition; published.yaml names those of the other tables.
 PUBLISHED = ["sphere-wd0", "sphere", "layer_norm", "rms_norm"]
 
 
