@@ -227,12 +227,15 @@ def test_slope_over_bases():
     def effect(name, factors=(1, 2, 6), seeds=(0, 1, 2)):
         ratio = math.log(ARMS[name].fields["signal_rope_theta"] / ARMS[name].fields["noise_rope_theta"])
         trained = [BankMetric(factors[seed] * ratio + 100 * seed, 0, 0) for seed in seeds]
-        return Effect(list(seeds), trained, trained, [BankMetric(100 * seed, 0, 0) for seed in seeds])
+        untrained = [BankMetric(ratio + 100 * seed, 0, 0) for seed in seeds]
+        return Effect(list(seeds), untrained, trained, [BankMetric(100 * seed, 0, 0) for seed in seeds])
 
     effects = {name: effect(name) for name in ("default", "equal-bases", "swapped-bases")}
     line = report.make_base_line(effects, 2)
     # 3 +- t(0.975, 2) * sqrt(7 / 3). The offsets, which one line through all models would take for noise, cancel.
     assert "over the 3 arms" in line and "as trained +3.00 (-3.57 to +9.57), each seed +1.00, +2.00, +6.00;" in line
+    # Of these, 1 per unit was there before training.
+    assert "added by training +2.00 (-4.57 to +8.57), each seed" in line
     assert "both bases 10000 +0.00 (+0.00 to +0.00), each seed +0.00, +0.00, +0.00." in line
     # An arm that differs in lambda takes no part, nor does a seed that an arm lacks.
     assert report.make_base_line({**effects, "lambda-1": effect("lambda-1", (9, 9, 9))}, 2) == line

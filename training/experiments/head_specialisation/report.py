@@ -112,7 +112,8 @@ def make_base_line(effects: dict[str, Effect], decimals: int) -> str:
     """A sentence on `base_slopes`; '' without them."""
     signed = f"+.{decimals}f"
     told = []
-    for state, text in (("trained", "as trained"), ("equal_bases", "trained weights, both bases 10000")):
+    states = {"trained": "as trained", "added": "added by training", "equal_bases": "trained weights, both bases 10000"}
+    for state, text in states.items():
         names, by_seed = base_slopes(effects, state)
         if not by_seed:
             return ""
@@ -240,6 +241,7 @@ def numbers(rows: list[dict]) -> dict:
     effects = effects_on(arms, "distance")
     default, fixed, one = (effects[arm] for arm in ("default", "lambda-fixed", "lambda-1"))
     others = {metric: effect_of(arms["default"], metric).mean for metric in ("centroid", "entropy", "previous token")}
+    centroids = effects_on(arms, "centroid")
     return {
         "untrained": default.mean("untrained", "signal"),
         "default": {bank: default.mean("trained", bank) for bank in ("signal", "noise")},
@@ -253,6 +255,7 @@ def numbers(rows: list[dict]) -> dict:
         },
         "signal": {metric: mean("trained", "signal") for metric, mean in others.items()},
         "noise": {metric: mean("trained", "noise") for metric, mean in others.items()},
+        "centroid": {arm: with_interval(effect.differences("trained"), ".3f") for arm, effect in centroids.items()},
         "gained": np.mean(bits(arms["default"])) - np.mean(bits(arms["R-1"])),
         "cliffs_delta": default.mean("trained", "cliffs_delta"),
     }
