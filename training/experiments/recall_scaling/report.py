@@ -108,7 +108,7 @@ def make_gamma_table(analysis: dict) -> str:
         [depth, f"{best:.2f} ({low:.2f} to {high:.2f})", f"{analysis['published_gamma'][depth]:.2f}"]
         for (depth, best), (low, high) in zip(analysis["best_gamma"].items(), analysis["best_gamma_interval"].values())
     ]
-    return make_table(["layers", "best gamma (95 % interval)", "published law"], cells, text=0)
+    return make_table(["layers", "best gamma (95 % interval over seeds)", "published law"], cells, text=0)
 
 
 def law_of(analysis: dict) -> dict[str, str]:
@@ -128,7 +128,7 @@ def make_tables(rows: list[dict]) -> str:
     analysis = analyse(rows)
     tables = [make_accuracy_table(rows), make_gamma_table(analysis)]
     if law := law_of(analysis):
-        cells = [["fitted here (95 % interval)", *law.values()]]
+        cells = [["fitted here (95 % interval over seeds)", *law.values()]]
         cells.append(["published", PUBLISHED_FACTOR, PUBLISHED_EXPONENT, "not published"])
         tables.append(make_table(["", "factor", "exponent", "R^2"], cells).replace("|  |", "| |", 1))
     return "\n".join(tables)
@@ -196,7 +196,8 @@ def numbers(rows: list[dict]) -> dict:
     runs = {depth: {gamma: at_best_rate(rows, layers=depth, gamma=gamma) for gamma in gammas} for depth in depths}
     rates = sorted({row["learning_rate"] for row in rows})
     analysis = analyse(rows)
-    best, low_best = (found["best_gamma"].values() for found in (analysis, analyse(at_one_rate(rows))))
+    low_rate = analyse(at_one_rate(rows))
+    best, low_best = (found["best_gamma"].values() for found in (analysis, low_rate))
 
     def means(key: str) -> dict[int, dict[float, float]]:
         return {
@@ -210,6 +211,7 @@ def numbers(rows: list[dict]) -> dict:
     return {
         "best": (min(best), max(best)),
         "low_best": (min(low_best), max(low_best)),
+        "low_exponent": low_rate["law"]["exponent"],
         "law": law_of(analysis),
         "published": PUBLISHED_EXPONENT,
         "rates": rates,
