@@ -339,7 +339,7 @@ def test_table_of_comparisons():
 
 
 def test_published_figures_belong_to_arms():
-    """The author's notebooks bound the baselines of multiplication, so that these are no arms of the addition table."""
+    """The author's notebooks bound the baselines of multiplication, so these are no arms of the addition table."""
     published = [*report.PUBLISHED.values(), *report.PUBLISHED_UNIFORM.values()]
     assert {arm for arms in published for arm in arms} <= ARMS.keys()
     assert {*report.PUBLISHED["addition-lr0.0006"]} == {*PUBLISHED}

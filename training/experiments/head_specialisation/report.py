@@ -112,7 +112,8 @@ def make_base_line(effects: dict[str, Effect], decimals: int) -> str:
     """A sentence on `base_slopes`; '' without them."""
     signed = f"+.{decimals}f"
     told = []
-    states = {"trained": "as trained", "added": "added by training", "equal_bases": "trained weights, both bases 10000"}
+    states = {"trained": "as trained", "added": "added by training"}
+    states["equal_bases"] = "trained weights, both bases 10000"
     for state, text in states.items():
         names, by_seed = base_slopes(effects, state)
         if not by_seed:
