@@ -14,7 +14,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, decoders, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from modeling_prism import MomentumConfig, MomentumForCausalLM
 from training.experiments import __main__ as experiments
@@ -31,13 +32,14 @@ from training.experiments.common.statistics import (
     rounded,
     with_interval,
 )
+from training.experiments.common.stories import above, at_best, best_rate, bits, standing
 from training.experiments.grokking import run as grokking
 from training.experiments.induction import report as induction_report
 from training.experiments.induction import run as induction
 from training.experiments.induction.arms import ARMS, LearnedShiftAttention
-from training.experiments.prism_vs_baselines import run as prism_vs_baselines
 from training.experiments.recall_scaling import report as scaling_report
 from training.experiments.recall_scaling import run as recall_scaling
+from training.experiments.tinystories.kinds import KINDS, kinds_of
 
 
 pytestmark = pytest.mark.experiment
@@ -45,18 +47,58 @@ pytestmark = pytest.mark.experiment
 ROOT = Path(__file__).parent.parent
 
 
-def test_prism_vs_baselines(run_experiment, tmp_path, corpus, toy_recipe, in_checkout, in_this_process, capsys):
-    options = {"recipe": toy_recipe(), "dataset_name": corpus, "arms": ["prism-tiny", "llama-tiny"], "max_steps": 1}
-    rows = run_experiment("prism_vs_baselines", **options, learning_rates=[1e-3, 1e-2], seeds=[0, 1])
-    assert len(rows) == 2 * (2 + 1)
-    # The second seed ran at the rate that did better with the first.
-    for arm in ("prism-tiny", "llama-tiny"):
-        *grid, other = (row for row in rows if row["arm"] == arm)
-        best = min(grid, key=lambda row: row["bits_per_byte"])
-        assert (other["seed"], other["learning_rate"]) == (1, best["learning_rate"])
+STORY_EXPERIMENTS = {
+    "tinystories": {"arms": ["llama", "momentum", "bigram"], "max_steps": 1},
+    "prism_steps": {"arms": ["gpt-neox", "all", "bigram"], "max_steps": 10, "hidden_size": 16, "block_size": 32},
+}
+
+
+@pytest.mark.parametrize("name", STORY_EXPERIMENTS)
+def test_story_experiment(name, run_experiment, tmp_path, corpus, toy_recipe, in_checkout, in_this_process, capsys):
+    options = {"recipe": toy_recipe(), "dataset_name": corpus, **STORY_EXPERIMENTS[name]}
+    floor_arm = options["arms"][-1]
+    rows = run_experiment(name, **options, learning_rates=[1e-3, 1e-2])
+    *runs, floor = rows
+    assert len(runs) == 4 and floor["arm"] == floor_arm and "seed" not in floor
+    # More seeds add their rows and repeat none; rows of a seed stand together, the first seed first.
+    more = run_experiment(name, **options, learning_rates=[1e-3], seeds=[0, 1])
+    assert len(more) == 7 and [row for row in more if row.get("seed") != 1] == rows
+    for row in more:
+        assert row["bits_per_byte"] > 0 and row["bits_per_byte"] != row["bits_per_byte_to_report"]
     table = (tmp_path / "results" / "table.md").read_text()
-    assert table in capsys.readouterr().out and table.count("\n") == 4
+    assert table in capsys.readouterr().out and table.count("\n") == 5
     assert (tmp_path / "results" / "bits_per_byte.png").stat().st_size > 10_000
+
+
+def test_rates_are_chosen_on_one_half_and_reported_on_the_other():
+    def row(arm, rate, seed, chosen, reported):
+        return {"arm": arm, "learning_rate": rate, "seed": seed} | {
+            "bits_per_byte": chosen,
+            "bits_per_byte_to_report": reported,
+        }
+
+    rows = [row("a", 0.1, 0, 1.0, 2.0), row("a", 0.2, 0, 1.1, 1.5), row("a", 0.1, 1, 1.2, 2.2)]
+    rows += [row("b", 0.1, 0, 0.9, 1.9), row("b", 0.1, 1, 0.9, 2.0)]
+    best = at_best(rows)
+    assert list(best) == ["b", "a"] and bits(best["a"]) == [2.0, 2.2]
+    assert above(best["a"], best["b"]) == pytest.approx([0.1, 0.2])
+    assert best_rate(rows, "a") == "0.1\\*" and best_rate(rows[:3] + [row("a", 0.05, 0, 3.0, 3.0)], "a") == "0.1"
+    assert [standing(found) for found in ([-0.1], [0.1, 0.11], [-0.1, 0.1])] == ["ahead of", "behind", "level with"]
+
+
+def test_tokens_are_sorted_by_what_the_text_before_them_gives_away():
+    words = ["<s>", " Lily", " saw", " a", ".", " Then", " I"]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}))
+    )
+    tokenizer.backend_tokenizer.decoder = decoders.Fuse()
+    text = [" a", " Lily", " saw", " a", ".", " Then", " Lily", " saw", " Lily", " I", *[" a"] * 70, " Lily", " saw"]
+    found = [list(KINDS)[kind] for kind in kinds_of(np.array([[words.index(word) for word in text]]), tokenizer)[0]]
+    assert found[:5] == ["new name", "new token", "known token", "new token", "new token"]
+    assert found[5:9] == ["known name", "known pair, near", "known name", "new token"]
+    # " a" after " I", then after " a", for the first time.
+    assert found[9:12] == ["known token", "known token", "known pair, near"]
+    assert found[-2:] == ["known name", "known pair, far"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
@@ -265,7 +307,6 @@ def test_jobs_begun_under_other_settings_are_refused(tmp_path, in_this_process):
         (recall_scaling.Arguments, {"gammas": [0, 1, 2]}, "`gammas` must be finite, at least three"),
         (recall_scaling.Arguments, {"gammas": [1, 2, 3, float("inf")]}, "`gammas` must be finite"),
         (recall_scaling.Arguments, {"depths": [1, 0]}, "`depths` must be at least 1"),
-        (prism_vs_baselines.Arguments, {"arms": ["llama"]}, r"`arms` has unknown names \['llama'\]; known are "),
         (recall_scaling.Arguments, {"num_pairs": 9}, "9 pairs .* raise `length`"),
         (bode.Arguments, {"learning_rate": 0.0}, "`learning_rate` must be positive and finite"),
         (bode.Arguments, {"learning_rate": float("nan")}, "`learning_rate` must be positive and finite"),
@@ -316,7 +357,7 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
     ("words", "message"),
     [
         (["induktion"], "no experiment 'induktion'; did you mean 'induction'"),
-        (["chess"], "no experiment 'chess'; there are prism_vs_baselines, "),
+        (["chess"], "no experiment 'chess'; there are tinystories, "),
         ([], "Name an experiment .*induction.*, or give `--report`"),
         (["induction", "--learning_rate", "0.1"], "not used .*--learning_rate"),
         (["induction", "--report", "--seeds", "1"], "not used .*--seeds"),

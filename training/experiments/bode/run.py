@@ -49,7 +49,7 @@ class Arguments(CorpusArguments):
         default="configuration/models/momentum-tiny", metadata={"help": "The Momentum model that the arms change."}
     )
     learning_rate: float = field(
-        default=1e-3, metadata={"help": "Of all arms; the best of llama-tiny in prism_vs_baselines."}
+        default=1e-3, metadata={"help": "Of all arms; the best of three for llama-tiny at this budget."}
     )
     max_steps: int = field(default=256, metadata={"help": "Steps of each run."})
     arms: list[str] = field(default_factory=lambda: list(ARMS), metadata={"help": f"Of {', '.join(ARMS)}."})

@@ -27,7 +27,8 @@ def _run_job(run: Callable, job, file: Path, settings: dict) -> None:
     # Programs that earlier jobs compiled count against torch's limit of eight per function.
     torch.compiler.reset()
     _begun(file).write_text(json.dumps({"settings": settings}), encoding="utf-8")
-    rows = [{**row, "revision": code_revision()} for row in run(job, file.with_suffix(""))]
+    # A row of `training.pretrain` has the revision that trained it.
+    rows = [{"revision": code_revision(), **row} for row in run(job, file.with_suffix(""))]
     # Under another name until it is whole.
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps({"settings": settings, "rows": rows}), encoding="utf-8")

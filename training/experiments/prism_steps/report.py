@@ -1,20 +1,13 @@
 """From the rows of finished runs to the table, the figure and the numbers of the README."""
 
-import math
-
 import numpy as np
 from matplotlib.figure import Figure
 
 from modeling_prism.analysis.figures import new_figure, styled
 from training.experiments.common.figures import DARK, DOT, GREY, LIGHT, label
 from training.experiments.common.readme import Claim, make_table, wrap
-from training.experiments.common.statistics import (
-    at_best_rate,
-    by_arm,
-    interval_of_mean,
-    mean_and_spread,
-    with_interval,
-)
+from training.experiments.common.statistics import mean_and_spread, with_interval
+from training.experiments.common.stories import above, at_best, best_rate, bits, standing
 from training.experiments.prism_steps.arms import ARMS
 
 
@@ -29,36 +22,9 @@ PARTS = {
 }
 
 
-def at_best(rows: list[dict]) -> dict[str, list[dict]]:
-    """The rows of each arm at the rate that is best on the first half of the validation stories, best arms first."""
-    best = {
-        arm: runs if ARMS[arm].ngram else at_best_rate(runs, "bits_per_byte", min)
-        for arm, runs in by_arm(rows).items()
-    }
-    return dict(sorted(best.items(), key=lambda item: np.mean(bits(item[1]))))
-
-
-def bits(rows: list[dict]) -> list[float]:
-    """Bits per byte of the second half, which chooses nothing."""
-    return [row["bits_per_byte_to_report"] for row in rows]
-
-
-def rates(rows: list[dict], arm: str) -> str:
-    """The best rate of an arm; with an asterisk where it lies at an end of the grid."""
-    grid = sorted({row["learning_rate"] for row in rows if row["arm"] == arm})
-    best = at_best(rows)[arm][0]["learning_rate"]
-    return f"{best:g}" + ("\\*" if best in (grid[0], grid[-1]) else "")
-
-
 def is_like(row: dict, other: dict) -> bool:
     """Whether two rows have the same rate and seed."""
     return all(row.get(name) == other[name] for name in ("learning_rate", "seed"))
-
-
-def above(runs: list[dict], body: list[dict]) -> list[float]:
-    """Bits per byte above the body's, paired by seed."""
-    of_body = {row["seed"]: row["bits_per_byte_to_report"] for row in body}
-    return [row["bits_per_byte_to_report"] - of_body[row["seed"]] for row in runs if row["seed"] in of_body]
 
 
 def make_tables(rows: list[dict]) -> str:
@@ -70,7 +36,7 @@ def make_tables(rows: list[dict]) -> str:
     for arm, runs in best.items():
         row, is_floor = runs[0], ARMS[arm].ngram is not None
         cells.append([f"`{arm}`", ARMS[arm].objective.replace("|", "\\|")])
-        cells[-1] += ["", "", ""] if is_floor else [f"{row['parameters']:,}", rates(rows, arm), len(runs)]
+        cells[-1] += ["", "", ""] if is_floor else [f"{row['parameters']:,}", best_rate(rows, arm), len(runs)]
         cells[-1] += [mean_and_spread(bits(runs))]
         is_other = BODY in best and not is_floor and arm != BODY
         cells[-1] += [with_interval(above(runs, best[BODY]), "+.3f") if is_other else ""]
@@ -106,12 +72,6 @@ def winner(best: dict[str, list[dict]]) -> str:
     """Of Prism's arms those with the most seeds; of these the best."""
     ours = [arm for arm in best if ARMS[arm].preset is None and ARMS[arm].ngram is None]
     return max(ours, key=lambda arm: (len(best[arm]), -np.mean(bits(best[arm]))))
-
-
-def standing(distances: list[float]) -> str:
-    """What so many paired seeds can carry."""
-    low, high = interval_of_mean(distances) or (-math.inf, math.inf)
-    return "ahead of" if high < 0 else "behind" if low > 0 else "level with"
 
 
 def cost(best: dict[str, list[dict]]) -> float:
@@ -154,5 +114,5 @@ def claims(rows: list[dict]) -> list[Claim]:
     number = (
         f"{with_interval(distances, '+.3f')} bits per byte at {cost(best):.1f} times the FLOPs; a 4-gram beats both"
     )
-    claim = "... with a smaller step, rotary values, gains and a key shift"
+    claim = "... and the same at 0.5 M parameters"
     return [Claim(claim, f"{standing(distances).removesuffix(' of')}, early in training", number, "prism_steps")]
