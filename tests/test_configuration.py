@@ -9,6 +9,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from modeling_prism import PrismConfig
 from training.flops import forward_flops_per_token, training_flops_per_token
 from training.loading import load_config
 from training.options import parse_arguments
@@ -117,3 +118,11 @@ def test_launch_files_are_read_by_accelerate(file):
     config = load_config_from_file(str(file))
     assert config.num_processes >= 1 and config.mixed_precision == ("no" if file.stem == "two_cpus" else "bf16")
     assert set(yaml.safe_load(file.read_text())) <= set(vars(config))
+
+
+def test_a_tokenizer_may_be_given_options_of_its_own(tmp_path):
+    PrismConfig().save_pretrained(tmp_path)
+    options = {"padding_side": "left", "model_max_length": 9, "pad_token": "<|pad|>"}
+    assert isinstance(AutoConfig.from_pretrained(tmp_path, **options), PrismConfig)
+    with pytest.raises(ValueError, match="`padding_left` is not a field of PrismConfig"):
+        AutoConfig.from_pretrained(tmp_path, padding_left=True)

@@ -14,10 +14,11 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+from modeling_prism import PrismConfig
 from training import pretrain, tell
-from training.callbacks import scheduled_noise_coefficient, tell_story
+from training.callbacks import noise_schedule, scheduled_noise_coefficient, tell_story
 from training.command import TrainingDiverged
 from training.loading import load_config, parse_overrides
 from training.options import ModelArguments, parse_arguments
@@ -121,6 +122,25 @@ def test_lambda_follows_its_schedule(finished):
     assert checkpoint.config.noise_coefficient == scheduled_noise_coefficient(4, 6)
     gain = checkpoint.model.layers[0].self_attn.head_gain
     assert gain.tolist() == pytest.approx([1.0, 1.0, *[-scheduled_noise_coefficient(4, 6)] * 2])
+
+
+def test_lambda_is_the_default_schedule_the_config_s_own_or_what_is_given():
+    default, own, plus = PrismConfig(), PrismConfig(noise_coefficient=0.05), PrismConfig(noise_coefficient=-1.0)
+    assert noise_schedule(default, None, None, keep=False) == (0.01, 0.10)
+    assert noise_schedule(default, None, None, keep=True) == (default.noise_coefficient,) * 2
+    assert noise_schedule(own, None, None, keep=False) == (0.05, 0.05)
+    assert noise_schedule(plus, None, None, keep=False) == (-1.0, -1.0)
+    assert noise_schedule(own, 0.2, None, keep=False) == (0.2, 0.05)
+    assert noise_schedule(LlamaConfig(), None, None, keep=False) is None
+    with pytest.raises(ValueError, match="`noise_coefficient_end` is Prism's lambda, which a llama does not have"):
+        noise_schedule(LlamaConfig(), None, 0.5, keep=False)
+
+
+def test_a_run_with_another_lambda_is_another_run(finished, recipe):
+    folder, _ = finished
+    assert json.loads((folder / "run.json").read_text())["noise_coefficient_end"] == 0.10
+    with pytest.raises(ValueError, match="holds another run .*noise_coefficient"):
+        pretrain.main([str(recipe), "--output_dir", str(folder), "--config_overrides", "noise_coefficient=0.05"])
 
 
 def test_every_saved_model_carries_its_card(finished, corpus):

@@ -8,12 +8,35 @@ from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 
 # Prism's lambda at the first and the last step, as published (arXiv 2601.15540).
 NOISE_COEFFICIENT_START, NOISE_COEFFICIENT_END = 0.01, 0.10
+
+
+def noise_schedule(
+    config: PreTrainedConfig, start: float | None, end: float | None, keep: bool
+) -> tuple[float, float] | None:
+    """
+    Prism's lambda at the first and the last step; None: the model has no lambda.
+
+    What is given counts. Otherwise a lambda that is not the default, or that is to be kept, stays, and the default
+    rises as published.
+
+    Raises:
+        ValueError: a lambda is given for a model that has none.
+    """
+    if not hasattr(config, "noise_coefficient"):
+        if (start, end) != (None, None):
+            name = "noise_coefficient_end" if start is None else "noise_coefficient_start"
+            raise ValueError(f"`{name}` is Prism's lambda, which a {config.model_type} does not have: leave it out.")
+        return None
+    own = config.noise_coefficient
+    stays = keep or own != type(config).noise_coefficient
+    first, last = (own, own) if stays else (NOISE_COEFFICIENT_START, NOISE_COEFFICIENT_END)
+    return first if start is None else start, last if end is None else end
 
 
 def scheduled_noise_coefficient(

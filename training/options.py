@@ -70,13 +70,15 @@ class PretrainArguments(TrainingArguments):
     noise_coefficient_start: float | None = field(
         default=None,
         metadata={
-            "help": f"Prism's lambda at the first step. Default: {NOISE_COEFFICIENT_START}, or the trained model's."
+            "help": f"Prism's lambda at the first step. Default: {NOISE_COEFFICIENT_START}, or the lambda of "
+            "`init_from`, or of a config that sets another."
         },
     )
     noise_coefficient_end: float | None = field(
         default=None,
         metadata={
-            "help": f"Prism's lambda at the last step. Default: {NOISE_COEFFICIENT_END}, or the trained model's."
+            "help": f"Prism's lambda at the last step. Default: {NOISE_COEFFICIENT_END}, or the lambda of "
+            "`init_from`, or of a config that sets another."
         },
     )
     decay_all_parameters: bool = field(

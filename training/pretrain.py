@@ -31,12 +31,11 @@ from transformers import (
 )
 
 from training.callbacks import (
-    NOISE_COEFFICIENT_END,
-    NOISE_COEFFICIENT_START,
     NoiseCoefficientCallback,
     ProgressLineCallback,
     SampleStoryCallback,
     ThroughputCallback,
+    noise_schedule,
 )
 from training.command import reaching_the_hub, run
 from training.data import DataArguments, load_data
@@ -220,13 +219,10 @@ def make_callbacks(
 ) -> list[TrainerCallback]:
     """Makes the callback for lambda, if the model has one, and the one for the story, if it can tell one."""
     callbacks = []
-    if hasattr(model, "set_noise_coefficient"):
-        # A fine-tuned model keeps its lambda by default, and so does one that adds its noise heads.
-        own = model.config.noise_coefficient
-        own = own if model_arguments.init_from or own < 0 else None
-        defaults = (NOISE_COEFFICIENT_START, NOISE_COEFFICIENT_END) if own is None else (own, own)
-        given = (training_arguments.noise_coefficient_start, training_arguments.noise_coefficient_end)
-        schedule = (default if value is None else value for value, default in zip(given, defaults))
+    given = training_arguments.noise_coefficient_start, training_arguments.noise_coefficient_end
+    # A fine-tuned model keeps its lambda.
+    schedule = noise_schedule(model.config, *given, keep=bool(model_arguments.init_from))
+    if schedule:
         callbacks.append(NoiseCoefficientCallback(*schedule))
     if training_arguments.sample_max_new_tokens > 0 and blocks.card.task == "text-generation":
         file = Path(training_arguments.output_dir, "samples.jsonl")

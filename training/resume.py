@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from training.callbacks import noise_schedule
 from training.files import digest, digest_of, name_only, read_json, write_json
 from training.tasks import Blocks
 
@@ -66,6 +67,11 @@ def describe_run(
         **{name: value for name, value in training.items() if not re.match(HARMLESS_OPTIONS, name)},
         "config": _architecture(config),
     }
+    given = training_arguments.noise_coefficient_start, training_arguments.noise_coefficient_end
+    schedule = noise_schedule(config, *given, keep=bool(model_arguments.init_from))
+    if schedule:
+        # Not in `config`, as training changes it there.
+        run |= zip(("noise_coefficient_start", "noise_coefficient_end"), schedule)
     # The number of tokenising processes decides nothing.
     del run["preprocessing_num_workers"]
     contents = {

@@ -48,6 +48,9 @@ WRITTEN_BY_TRANSFORMERS = ("auto_map", "quantization_config", "torch_dtype")
 ARGUMENTS_OF_LOADING = (
     *("attn_implementation", "code_revision", "experts_implementation", "name_or_path", "return_unused_kwargs"),
     *("torch_dtype", "trust_remote_code"),
+    # `AutoTokenizer` hands on its own.
+    *("add_bos_token", "add_eos_token", "add_prefix_space", "model_max_length", "padding_side", "truncation_side"),
+    *("bos_token", "eos_token", "pad_token", "unk_token", "use_fast"),
 )
 
 
@@ -123,7 +126,8 @@ class CheckedConfig:
             free = ()
         if models and name not in free and value != getattr(self, name):
             raise ValueError(
-                f"`{name}` cannot change: a model was built with {getattr(self, name)!r}. Build another from "
+                f"`{name}` cannot change: a model was built with {getattr(self, name)!r}. Load its weights with "
+                f"`from_pretrained(folder, {name}={value!r})`, or build a new model from "
                 f"`{type(self).__name__}.from_dict({{**config.to_dict(), {name!r}: {value!r}}})`."
             )
         super().__setattr__(name, value)
@@ -189,9 +193,11 @@ class CheckedConfig:
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         for name in kwargs:
-            cls.check_name(name)
             # transformers ignores them.
-            if not (kwargs.get("return_unused_kwargs") or cls.knows(name) or name in ARGUMENTS_OF_LOADING):
+            if name in ARGUMENTS_OF_LOADING:
+                continue
+            cls.check_name(name)
+            if not (kwargs.get("return_unused_kwargs") or cls.knows(name)):
                 raise ValueError(f"`{name}` is not a field of {cls.__name__}.")
         foreign = [name for name in config_dict if not cls.knows(name) and name not in WRITTEN_BY_TRANSFORMERS]
         if foreign and cls.mark not in config_dict and config_dict.get("model_type") == cls.model_type:
