@@ -32,6 +32,8 @@ from .modeling_spherical import (
 )
 
 
+__version__ = "0.1.0"
+
 for config_class in (PrismConfig, MomentumConfig, SphericalConfig):
     name = config_class.__name__.removesuffix("Config")
     transformers.AutoConfig.register(config_class.model_type, config_class)

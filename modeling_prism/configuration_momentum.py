@@ -59,6 +59,7 @@ class MomentumConfig(CheckedConfig, LlamaConfig):
     model_type = "momentum"
     mark: ClassVar[str] = "momentum_gamma"
     opens: ClassVar[tuple[str, ...]] = ("llama",)
+    followed_fields: ClassVar[tuple[str, ...]] = ("momentum_gamma",)
 
     momentum_gamma: float | int | list[float | int] | None = checked(
         is_gamma, "must be a finite number, or a list of them (0 is plain Llama, None the published law)", default=None
@@ -108,10 +109,10 @@ class MomentumConfig(CheckedConfig, LlamaConfig):
     @property
     def layer_types(self) -> list[str]:
         """What a cache holds for each layer: keys and values and, where gamma is not 0, the previous token's state."""
-        return ["full_attention" if gamma == 0 else "momentum" for gamma in self.layer_gammas]
+        return ["full_attention" if gamma == 0 else "previous_token" for gamma in self.layer_gammas]
 
     def validate_layer_type(self):
-        """Accepts "momentum", which transformers does not list."""
+        """Accepts "previous_token", which transformers does not list."""
 
     def validate_architecture(self):
         """Checks how the fields fit together. Raises `ValueError`."""

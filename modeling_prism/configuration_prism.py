@@ -139,10 +139,10 @@ class PrismConfig(CheckedConfig, PreTrainedConfig):
     @property
     def layer_types(self) -> list[str]:
         """What a cache holds for each layer: keys and values and, with `key_shift`, the previous token's codes."""
-        return ["momentum" if self.key_shift else "full_attention"] * self.num_hidden_layers
+        return ["previous_token" if self.key_shift else "full_attention"] * self.num_hidden_layers
 
     def validate_layer_type(self):
-        """Accepts "momentum", which transformers does not list."""
+        """Accepts "previous_token", which transformers does not list."""
 
     def to_dict(self) -> dict[str, Any]:
         # PEFT's prefix tuning reads the shape of keys and values here, and `head_dim` only beside this.

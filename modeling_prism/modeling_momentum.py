@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
@@ -36,7 +36,7 @@ from .modeling_common import (
     CommonForTokenClassification,
     CommonPreTrainedModel,
 )
-from .state_momentum import PreviousTokenGeneration, PreviousTokenModel, keep_state, pair_with_previous
+from .state_previous_token import PreviousTokenGeneration, PreviousTokenModel, keep_state, pair_with_previous
 
 
 class MomentumAttention(LlamaAttention):
@@ -44,10 +44,15 @@ class MomentumAttention(LlamaAttention):
 
     def __init__(self, config: MomentumConfig, layer_idx: int):
         super().__init__(config, layer_idx)
-        self.gamma = config.layer_gammas[layer_idx]
-        self.is_llama = self.gamma == 0
+        self.set_gamma(config.layer_gammas[layer_idx])
         self.streams = config.momentum_streams
         self.placement = config.momentum_placement
+
+    def extra_repr(self) -> str:
+        return f"gamma={self.gamma}, streams={self.streams!r}"
+
+    def set_gamma(self, value: float):
+        self.gamma, self.is_llama = value, value == 0
 
     def shear(self, states: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
         """The symplectic shear `x_t + gamma * (x_t - x_(t-1))` (arXiv 2602.04902) of tensors (B, S, C)."""
@@ -151,6 +156,25 @@ class MomentumPreTrainedModel(PreviousTokenGeneration, CommonPreTrainedModel):
     _no_split_modules = ["MomentumDecoderLayer"]
     _can_record_outputs = {"hidden_states": MomentumDecoderLayer, "attentions": MomentumAttention}
 
+    def set_momentum_gamma(self, value: float | list[float]):
+        """
+        Sets gamma, one number or one per layer, in every layer and in the config, as assigning
+        `config.momentum_gamma` does. A cache filled before does not fit a new set of layers with gamma 0.
+
+        Raises:
+            ValueError: `value` is not finite, or not one number per layer.
+        """
+        self.config.momentum_gamma = value
+
+    def follow_config(self, name: str, value: float | list[float] | None):
+        """Called when a field of the config that a model can follow, here gamma, was assigned."""
+        if value is None:
+            self.config.resolve_gamma()
+            return
+        for module in self.modules():
+            if isinstance(module, MomentumAttention):
+                module.set_gamma(self.config.layer_gammas[module.layer_idx])
+
 
 class MomentumModel(MomentumPreTrainedModel, PreviousTokenModel):
     """The decoder without a head; `forward` is that of `PreviousTokenModel`."""
@@ -158,7 +182,7 @@ class MomentumModel(MomentumPreTrainedModel, PreviousTokenModel):
     _auto_class = "AutoModel"
 
     def __init__(self, config: MomentumConfig):
-        PreTrainedModel.__init__(self, config)
+        self.begin(config)
         # Again: `from_pretrained(path, momentum_gamma=[0.5, 1.0])` sets values after validation.
         config.resolve_gamma()
         config.validate_architecture()
@@ -178,6 +202,8 @@ class MomentumModel(MomentumPreTrainedModel, PreviousTokenModel):
 
 
 class MomentumForCausalLM(MomentumPreTrainedModel, CommonForCausalLM):
+    """Momentum with a language-model head. `forward` takes and returns what that of `LlamaForCausalLM` does."""
+
     base_class = MomentumModel
 
 

@@ -20,7 +20,7 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt_neox.modeling_gpt_neox import eager_attention_forward
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -35,7 +35,7 @@ from .modeling_common import (
     learned_positions,
 )
 from .rotary_prism import PrismRotaryEmbedding, apply_rotary_pos_emb, multiply_planes
-from .state_momentum import PreviousTokenGeneration, PreviousTokenModel, keep_state, pair_with_previous
+from .state_previous_token import PreviousTokenGeneration, PreviousTokenModel, keep_state, pair_with_previous
 
 
 class PrismDictionary(nn.Module):
@@ -48,6 +48,9 @@ class PrismDictionary(nn.Module):
     def __init__(self, num_codes: int, hidden_size: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_codes, hidden_size))
+
+    def extra_repr(self) -> str:
+        return f"num_codes={self.weight.shape[0]}, hidden_size={self.weight.shape[1]}"
 
     def forward(self, states: torch.Tensor, transposed: bool = False) -> torch.Tensor:
         """Maps (..., d) to (..., M), or if `transposed` (..., M) to (..., d)."""
@@ -212,8 +215,11 @@ class PrismPreTrainedModel(PreviousTokenGeneration, CommonPreTrainedModel):
 
         The config holds lambda: `save_pretrained` saves it, a bare `state_dict` does not. Assigning
         `config.noise_coefficient` does the same as this.
+
+        Raises:
+            ValueError: `value` is not a number from -1 to 1.
         """
-        self.config.noise_coefficient = float(value)
+        self.config.noise_coefficient = value
 
     def follow_config(self, name: str, value: float):
         """Called when a field of the config that a model can follow, here lambda, was assigned."""
@@ -233,7 +239,7 @@ class PrismModel(PrismPreTrainedModel, PreviousTokenModel):
     _auto_class = "AutoModel"
 
     def __init__(self, config: PrismConfig):
-        PreTrainedModel.__init__(self, config)
+        self.begin(config)
         # Again: `PrismConfig.from_pretrained(path, num_signal_heads=4)` sets values after validation.
         config.validate_architecture()
         self.padding_idx = config.pad_token_id
@@ -276,6 +282,8 @@ class PrismModel(PrismPreTrainedModel, PreviousTokenModel):
 
 
 class PrismForCausalLM(PrismPreTrainedModel, CommonForCausalLM):
+    """Prism with a language-model head. `forward` takes and returns what that of `LlamaForCausalLM` does."""
+
     base_class = PrismModel
 
 

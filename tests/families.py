@@ -76,7 +76,8 @@ FAMILIES = {
             },
         },
         remote_files=(
-            *(*SHARED_FILES, "configuration_prism.py", "modeling_prism.py", "rotary_prism.py", "state_momentum.py"),
+            *(*SHARED_FILES, "configuration_prism.py", "modeling_prism.py"),
+            *("rotary_prism.py", "state_previous_token.py"),
         ),
     ),
     "momentum": Family(
@@ -99,7 +100,7 @@ FAMILIES = {
             # Layers with and without a state in one cache; a low-pass filter.
             "per_layer": {"num_hidden_layers": 3, "momentum_gamma": [1.5, 0.0, -0.4]},
         },
-        remote_files=(*SHARED_FILES, "configuration_momentum.py", "modeling_momentum.py", "state_momentum.py"),
+        remote_files=(*SHARED_FILES, "configuration_momentum.py", "modeling_momentum.py", "state_previous_token.py"),
     ),
     "spherical": Family(
         prefix="Spherical",

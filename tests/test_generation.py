@@ -494,7 +494,7 @@ def test_an_exported_program_is_the_model_or_is_refused(case):
     model, ids = case.model(), random_ids(1, 5)
     model.generation_config.cache_implementation = "static"
     model.generation_config.cache_config = {"batch_size": 1, "max_cache_len": 16}
-    if {"momentum", "running_mean"} & set(getattr(model.config, "layer_types", ())):
+    if {"previous_token", "running_mean"} & set(getattr(model.config, "layer_types", ())):
         for strict in (True, False):
             with pytest.raises(Exception, match="An exported program keeps keys and values alone"):
                 convert_and_export_with_cache(model, strict=strict)

@@ -151,8 +151,21 @@ def test_a_llama_folder_loads_with_the_published_gamma(tmp_path):
     momentum.save_pretrained(tmp_path / "momentum")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "momentum").config.momentum_gamma == 4.17 * 3**-0.74
     _, momentum = llama_and_momentum(tmp_path, momentum_gamma=[0.5, 0.0, 1.0])
-    assert momentum.config.layer_types == ["momentum", "full_attention", "momentum"]
+    assert momentum.config.layer_types == ["previous_token", "full_attention", "previous_token"]
     assert [layer.self_attn.gamma for layer in momentum.model.layers] == [0.5, 0.0, 1.0]
+
+
+def test_gamma_can_be_set(tmp_path):
+    model, ids = DEFAULT.model(), random_ids(2, 9)
+    for gamma in (0.3, [0.0, 0.7]):
+        model.set_momentum_gamma(gamma)
+        model.save_pretrained(tmp_path)
+        again = type(model).from_pretrained(tmp_path).eval()
+        assert again.config.momentum_gamma == gamma
+        assert torch.equal(again(ids).logits, model(ids).logits)
+        assert torch.equal(again.generate(ids, max_new_tokens=4), model.generate(ids, max_new_tokens=4))
+    model.config.momentum_gamma = None
+    assert model.config.momentum_gamma == model.model.layers[1].self_attn.gamma == 4.17 * 2**-0.74
 
 
 def test_no_parameters_are_added():

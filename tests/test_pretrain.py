@@ -248,7 +248,8 @@ def test_two_processes_give_the_losses_of_one(model, recipe, tmp_path):
 
 
 def test_fine_tuning_starts_from_the_model_as_it_was_saved(recipe, finished, tmp_path):
-    options = ["--init_from", finished[0] / "checkpoint-4", "--model_config", "", "--learning_rate", "0"]
+    # The recipe names a `model_config`, which gives way.
+    options = ["--init_from", finished[0] / "checkpoint-4", "--learning_rate", "0"]
     run(recipe, tmp_path / "tuned", *options, "--max_steps", "1")
     before, after = (
         AutoModelForCausalLM.from_pretrained(f) for f in (finished[0] / "checkpoint-4", tmp_path / "tuned")
@@ -424,6 +425,16 @@ def test_overrides_decide_the_tokens_of_a_table():
     assert size(114) == size(None) == 114
     assert (size(24), size(121), size(24, config_overrides="logit_scale=5")) == (24, 121, 24)
     assert size(24, config_overrides="logit_scale=5,vocab_size=30") == 30
+
+
+def test_overrides_may_hold_lists():
+    values = parse_overrides("momentum_gamma=[0.1, 2e-1],hidden_act=silu,,num_hidden_layers=2")
+    assert values == {"momentum_gamma": [0.1, 0.2], "hidden_act": "silu", "num_hidden_layers": 2}
+
+
+def test_weights_beside_a_model_config_are_not_read_without_a_word(finished, caplog):
+    load_config(ModelArguments(model_config=str(finished[0])))
+    assert "the weights there are not read. `--init_from` starts from them" in caplog.text
 
 
 def test_unused_rows_are_reported(recipe, tmp_path, caplog):

@@ -33,10 +33,10 @@ class CommandParser(HfArgumentParser):
         return self.parse_args_into_dataclasses(argv, look_for_args_file=False)
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
+def suggest(name: str, known: Iterable[str], otherwise: str = "`--help` lists the options.") -> str:
     """A remedy for a misspelt name."""
     close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"did you mean `{close[0]}`?" if close else "`--help` lists the options."
+    return f"did you mean `{close[0]}`?" if close else otherwise
 
 
 class TrainingDiverged(RuntimeError):

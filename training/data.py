@@ -61,10 +61,12 @@ class DataArguments:
         default=False, metadata={"help": "Read a hub dataset without storing it; needs `max_steps`."}
     )
     num_train_stories: int | None = field(
-        default=None, metadata={"help": "Number of training stories. Default: all; 20000 built-in ones."}
+        default=None,
+        metadata={"help": "Number of training stories, from the first. Default: all; 20000 built-in ones."},
     )
     num_validation_stories: int | None = field(
-        default=None, metadata={"help": "Number of validation stories. Default: all; 500 built-in ones."}
+        default=None,
+        metadata={"help": "Number of validation stories, from the first. Default: all; 500 built-in ones."},
     )
     tokenizer_name: str | None = field(
         default=None, metadata={"help": "Folder or hub name of a tokenizer. Default: train one."}

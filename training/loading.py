@@ -2,7 +2,9 @@
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import yaml
@@ -16,6 +18,7 @@ from transformers import (
 )
 
 import modeling_prism  # noqa: F401  (registers the architectures)
+from training.command import suggest
 from training.options import ModelArguments
 from training.tasks import Blocks
 
@@ -104,10 +107,7 @@ def load_config(arguments: ModelArguments, vocab_size: int | None = None) -> Pre
             override sets another number.
     """
     if bool(arguments.model_config) == bool(arguments.init_from):
-        raise ValueError(
-            "Give either `model_config` (train from scratch) or `init_from` (fine-tune; empty the recipe's "
-            "`model_config` with `--model_config ''`)."
-        )
+        raise ValueError("Give either `model_config` (train from scratch) or `init_from` (fine-tune), and not both.")
     option = "model_config" if arguments.model_config else "init_from"
     source = getattr(arguments, option)
     try:
@@ -119,6 +119,8 @@ def load_config(arguments: ModelArguments, vocab_size: int | None = None) -> Pre
             f"({(str(error) or type(error).__name__).strip().splitlines()[0]}); the project's presets are in "
             "configuration/models/."
         ) from error
+    if arguments.model_config and any(Path(source).glob("*.safetensors")):
+        logger.warning("`model_config`=%r: the weights there are not read. `--init_from` starts from them.", source)
     text = arguments.config_overrides or ""
     if arguments.init_from and vocab_size not in (None, config.vocab_size):
         raise ValueError(
@@ -136,7 +138,8 @@ def override_config(config: PreTrainedConfig, source: str, text: str) -> PreTrai
     overrides = parse_overrides(text)
     for key in overrides:
         if not hasattr(config, key):
-            raise ValueError(f"`config_overrides` names `{key}`, which a {config.model_type} config does not have.")
+            remedy = suggest(key, vars(config), otherwise=f"it has {', '.join(sorted(config.to_diff_dict()))}.")
+            raise ValueError(f"`config_overrides` names `{key}`, which a {config.model_type} does not have: {remedy}")
     if overrides:
         # Start from the file again, so that derived values follow the overrides.
         values, _ = PreTrainedConfig.get_config_dict(source)
@@ -151,9 +154,10 @@ def override_config(config: PreTrainedConfig, source: str, text: str) -> PreTrai
 
 
 def parse_overrides(text: str) -> dict:
-    """Parses 'key=value,key=value'. Values are numbers, true, false, null, or text."""
+    """Parses 'key=value,key=value'. Values are numbers, true, false, null, text, or a list [value,value]."""
     overrides = {}
-    for entry in filter(None, text.split(",")):
+    # Not at the commas of a list.
+    for entry in filter(None, re.split(r",(?![^\[]*\])", text)):
         key, separator, value = entry.partition("=")
         if not separator:
             raise ValueError(f"`config_overrides`={text!r} has {entry!r}, which is not of the form key=value.")
@@ -161,11 +165,15 @@ def parse_overrides(text: str) -> dict:
             value = yaml.safe_load(value)
         except yaml.YAMLError:
             raise ValueError(f"`config_overrides`={text!r} has {entry!r}, whose value is not YAML.") from None
-        # YAML reads 1e-2, without a point, as text.
-        with contextlib.suppress(TypeError, ValueError):
-            value = float(value) if isinstance(value, str) else value
-        overrides[key.strip()] = value
+        overrides[key.strip()] = list(map(_number, value)) if isinstance(value, list) else _number(value)
     return overrides
+
+
+def _number(value):
+    """YAML reads 1e-2, without a point, as text."""
+    with contextlib.suppress(ValueError):
+        return float(value) if isinstance(value, str) else value
+    return value
 
 
 def check_sizes(config: PreTrainedConfig, vocab_size: int | None, block_size: int) -> None:

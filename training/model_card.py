@@ -32,12 +32,12 @@ DESCRIPTIONS = {
 
 
 def code_revision() -> str:
-    """The git revision of this checkout, marked if its code differs from it; "unknown" outside a checkout."""
+    """The git revision of this checkout, marked if code or configuration differ; "unknown" outside a checkout."""
     git = ["git", "-C", str(ROOT)]
     try:
         revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
         # A model that has just been released is no change of the code.
-        status = [*git, "status", "--porcelain", "--", ".", ":!hub_cards"]
+        status = [*git, "status", "--porcelain", "--", "*.py", "*.yaml", "*.toml", "configuration", ":!hub_cards"]
         changes = subprocess.run(status, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

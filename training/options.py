@@ -1,6 +1,7 @@
 """The options of `training.pretrain`: of the model, the data and the run, from a recipe and the command line."""
 
 import dataclasses
+import itertools
 import json
 import math
 import types
@@ -34,7 +35,7 @@ class ModelArguments:
         default=None, metadata={"help": "Folder or hub name of a model to fine-tune, with its tokenizer."}
     )
     config_overrides: str | None = field(
-        default=None, metadata={"help": "Changes to the config, 'key=value,key=value'."}
+        default=None, metadata={"help": "Changes to the config, 'key=value,key=[value,value]'."}
     )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "'eager', 'sdpa', 'flash_attention_2' or 'flex_attention'."}
@@ -176,7 +177,13 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Pre
     parser = CommandParser(ARGUMENTS, prog="python -m training.pretrain")
     if argv and not argv[0].startswith("-"):
         recipe_file, *argv = argv
-        parser.set_defaults(**read_recipe(recipe_file))
+        recipe = read_recipe(recipe_file)
+        # Of two options that exclude each other, that of the command line wins.
+        given = {word.partition("=")[0].replace("-", "_") for word in argv}
+        for option, other in itertools.permutations(("model_config", "init_from")):
+            if f"__{option}" in given and f"__{other}" not in given:
+                recipe.pop(other, None)
+        parser.set_defaults(**recipe)
     return parser.parse(argv)
 
 

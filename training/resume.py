@@ -168,8 +168,13 @@ def threads_of_run(output_dir: Path) -> int:
 
 
 def _differences(found: dict, wanted: dict) -> str:
-    names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
-    return "; ".join(f"`{name}` was {found.get(name)!r}, now {wanted.get(name)!r}" for name in names)
+    differences = []
+    for name in {**found, **wanted}:
+        before, now = found.get(name), wanted.get(name)
+        if before != now:
+            nested = isinstance(before, dict) and isinstance(now, dict)
+            differences.append(_differences(before, now) if nested else f"`{name}` was {before!r}, now {now!r}")
+    return "; ".join(differences)
 
 
 def seal_checkpoint(checkpoint: Path) -> None:

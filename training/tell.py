@@ -29,7 +29,7 @@ class TellArguments:
 
     prompt: str = field(default="Once upon a time", metadata={"help": "Start of the story, or 'a b ='."})
     max_new_tokens: int = field(default=200, metadata={"help": "Maximum length of the continuation."})
-    temperature: float = field(default=0.7, metadata={"help": "Sampling temperature."})
+    temperature: float = field(default=0.7, metadata={"help": "Sampling temperature; 0 takes the likeliest token."})
     seed: int = field(default=0, metadata={"help": "Sampling seed."})
 
 
@@ -50,12 +50,13 @@ def tell_one(folder: str, arguments: TellArguments) -> str:
         options = {"do_sample": False}
     else:
         room = room_for_tokens(model, len(tokenizer(start + story, add_special_tokens=False)["input_ids"]))
-        options = {"do_sample": True, "temperature": arguments.temperature}
+        sampling = {"do_sample": True, "temperature": arguments.temperature}
+        options = sampling if arguments.temperature else {"do_sample": False}
         if room < arguments.max_new_tokens:
             logger.warning("The model's context has room for %d tokens behind the prompt.", room)
     if not room:
         return story
-    # A `max_length` beside `max_new_tokens` would only cause a warning.
+    # The models of transformers warn of a `max_length` beside `max_new_tokens`.
     model.generation_config.max_length = None
     tell = pipeline("text-generation", model, tokenizer=tokenizer)
     told = tell(start + story, max_new_tokens=min(arguments.max_new_tokens, room), **options)
@@ -66,9 +67,9 @@ def main(argv: list[str] | None = None) -> str:
     parser = CommandParser(TellArguments, prog="python -m training.tell")
     parser.add_argument("models", nargs="+", help="Folders or hub names of trained models.")
     arguments, rest = parser.parse(sys.argv[1:] if argv is None else argv)
-    if not 0 < arguments.temperature < math.inf or arguments.max_new_tokens < 1:
+    if not 0 <= arguments.temperature < math.inf or arguments.max_new_tokens < 1:
         raise ValueError(
-            f"`temperature`={arguments.temperature} must be above 0 and finite, and `max_new_tokens`="
+            f"`temperature`={arguments.temperature} must be at least 0 and finite, and `max_new_tokens`="
             f"{arguments.max_new_tokens} at least 1."
         )
     told = []

@@ -28,7 +28,7 @@ class PretrainTrainer(Trainer):
     """
     The stock `Trainer`, except that
 
-    - saved and pushed folders get the project's model card, and logs record lambda;
+    - saved and pushed folders get the project's model card, and decode with a cache; logs record lambda;
     - a run whose loss, weights or evaluation are not finite stops, without saving them;
     - checkpoints carry checksums, and resumed logs continue as if the run had not stopped.
 
@@ -38,6 +38,7 @@ class PretrainTrainer(Trainer):
     """
 
     def __init__(self, *args, blocks: Blocks, card: dict, **kwargs):
+        self.use_cache = getattr(kwargs["model"].config, "use_cache", None)
         super().__init__(*args, train_dataset=blocks.train, eval_dataset=blocks.validation, **kwargs)
         self.blocks, self.card, self.resumed_from = blocks, card, None
         # `Trainer` would remove older checkpoints before the new one is complete, and folders with similar names.
@@ -124,7 +125,10 @@ class PretrainTrainer(Trainer):
             )
 
     def _save(self, output_dir: str | None = None, state_dict=None):
+        # `Trainer` turns the cache off, which is for training alone.
+        while_training, self.model.config.use_cache = self.model.config.use_cache, self.use_cache
         super()._save(output_dir, state_dict)
+        self.model.config.use_cache = while_training
         self.create_model_card(output_dir=output_dir)
 
     def create_model_card(self, *args, output_dir: str | None = None, **kwargs):

@@ -103,6 +103,7 @@ class CheckedConfig:
         **dict.fromkeys(("attn_pdrop", "attention_probs_dropout_prob"), "attention_dropout"),
         **dict.fromkeys(("gamma",), "momentum_gamma"),
         **dict.fromkeys(("tau",), "logit_scale"),
+        **dict.fromkeys(("lambda", "lambda_", "lam", "noise_lambda", "noise_weight"), "noise_coefficient"),
     }
 
     def __post_init__(self, **kwargs):
@@ -130,8 +131,14 @@ class CheckedConfig:
                 f"`from_pretrained(folder, {name}={value!r})`, or build a new model from "
                 f"`{type(self).__name__}.from_dict({{**config.to_dict(), {name!r}: {value!r}}})`."
             )
+        before = getattr(self, name, None)
         super().__setattr__(name, value)
-        if name in self.followed_fields:
+        if models and name in self.followed_fields:
+            try:
+                self.validate_architecture()
+            except ValueError:
+                super().__setattr__(name, before)
+                raise
             for model in models:
                 model.follow_config(name, value)
 

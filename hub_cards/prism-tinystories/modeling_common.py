@@ -33,6 +33,13 @@ class CommonPreTrainedModel(LlamaPreTrainedModel):
     # The heads of a folder's other models.
     _keys_to_ignore_on_load_unexpected = [f"^{name}" for name in HEAD_WEIGHTS]
 
+    def begin(self, config: PreTrainedConfig):
+        """What every `__init__` begins with. Raises `ValueError` for the config of another architecture."""
+        # Not by class: remote code has a copy.
+        if getattr(config, "model_type", None) != self.config_class.model_type:
+            raise ValueError(f"`config` must be a {self.config_class.__name__}, got a {type(config).__name__}.")
+        PreTrainedModel.__init__(self, config)
+
     def save_pretrained(self, save_directory, **kwargs):
         # Whatever head is saved, every Auto class finds its class there with `trust_remote_code=True`.
         family, name = self.config_class.model_type, self.config_class.__name__.removesuffix("Config")
@@ -71,8 +78,8 @@ class CommonPreTrainedModel(LlamaPreTrainedModel):
         """Token embeddings (B, S, d) of the ids or embeddings; raises `ValueError` unless exactly one is given."""
         if past_key_values is not None and not hasattr(past_key_values, "get_seq_length"):
             raise ValueError(
-                f"`past_key_values` must be a `Cache`, got a {type(past_key_values).__name__}: make it with "
-                "`DynamicCache(config=model.config)`."
+                f"`past_key_values` must be a `Cache`, such as `DynamicCache(config=model.config)`, got a "
+                f"{type(past_key_values).__name__}."
             )
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -86,7 +93,7 @@ class CommonForCausalLM(LlamaForCausalLM):
     base_class: type[PreTrainedModel]
 
     def __init__(self, config: PreTrainedConfig):
-        PreTrainedModel.__init__(self, config)
+        self.begin(config)
         self.model = self.base_class(config)
         self.vocab_size = config.vocab_size
         self.lm_head = self.make_head(config)
@@ -98,6 +105,14 @@ class CommonForCausalLM(LlamaForCausalLM):
         if self.config.tie_word_embeddings and embeddings is not None:
             state_dict = {"lm_head.weight": embeddings, **state_dict}
         return super().load_state_dict(state_dict, *args, **kwargs)
+
+    def _prepare_generation_config(self, generation_config, **kwargs):
+        # A saved folder holds a `max_length`. transformers would warn of it whenever `max_new_tokens` is given.
+        prepared, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
+        given = generation_config is not None and generation_config.max_length is not None
+        if prepared.max_new_tokens is not None and kwargs.get("max_length") is None and not given:
+            prepared.max_length = None
+        return prepared, model_kwargs
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, mode, batch_size, max_cache_length):
         # The step of `generate` that knows both positions and length. At the end of a learned position table it stops:
@@ -128,7 +143,7 @@ class BuiltOnBaseClass:
     base_class: type[PreTrainedModel]
 
     def __init__(self, config: PreTrainedConfig):
-        PreTrainedModel.__init__(self, config)
+        self.begin(config)
         self.num_labels = config.num_labels
         self.model = self.base_class(config)
         self.make_head(config)

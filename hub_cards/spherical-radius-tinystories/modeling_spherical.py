@@ -19,7 +19,7 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt_neox.modeling_gpt_neox import eager_attention_forward
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -81,7 +81,6 @@ class SphericalUnembedding(nn.Module):
 
 
 def make_norm(config: SphericalConfig) -> nn.Module:
-    """The config's norm of the residual stream."""
     if config.residual_norm == "sphere":
         return SphericalProjection()
     norm_class = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}[config.residual_norm]
@@ -228,7 +227,7 @@ class SphericalModel(SphericalPreTrainedModel):
     _auto_class = "AutoModel"
 
     def __init__(self, config: SphericalConfig):
-        PreTrainedModel.__init__(self, config)
+        self.begin(config)
         # Again: `from_pretrained(path, attention_routing="uniform")` sets values after validation.
         config.resolve_logit_scale()
         config.validate_architecture()
@@ -240,9 +239,8 @@ class SphericalModel(SphericalPreTrainedModel):
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.embedding_norm = make_norm(config)
         self.layers = nn.ModuleList([SphericalDecoderLayer(config, idx) for idx in range(config.num_hidden_layers)])
-        # The bounded unembedding reads cosines.
-        off_the_sphere = config.bounded_unembedding and config.residual_norm != "sphere"
-        self.norm = SphericalProjection() if off_the_sphere else nn.Identity()
+        reads_cosines = config.bounded_unembedding and config.residual_norm != "sphere"
+        self.norm = SphericalProjection() if reads_cosines else nn.Identity()
         self.gradient_checkpointing = False
 
         self.post_init()
@@ -282,6 +280,8 @@ class SphericalModel(SphericalPreTrainedModel):
 
 
 class SphericalForCausalLM(BoundedHead, SphericalPreTrainedModel, CommonForCausalLM):
+    """Spherical with a language-model head. `forward` takes and returns what that of `LlamaForCausalLM` does."""
+
     base_class = SphericalModel
 
     def make_head(self, config: SphericalConfig) -> nn.Module:

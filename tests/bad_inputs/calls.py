@@ -4,6 +4,7 @@ from math import inf, nan
 
 import torch
 from families import DOCUMENTS, FAMILIES, Case, left_pad, random_ids
+from transformers import GPT2Config
 
 from training.ngrams import KneserNey
 from training.tasks.stories import stories, tell
@@ -81,7 +82,11 @@ ROWS = [
     # A model's config.
     *[Row(("prism", set_lambda(value)), "noise_coefficient` must be a") for value in (-1.1, 1.1, nan, -inf)],
     *every("`num_signal_heads` cannot change: a model was built", assign("num_signal_heads", 2), ("prism",)),
-    *every("`momentum_gamma` cannot change: a model was built", assign("momentum_gamma", 0.2), ("momentum",)),
+    *[Row(("prism", set_lambda(value)), "`noise_coefficient` must be of type") for value in (None, "0.1")],
+    *every("`momentum_streams` cannot change: a model was built", assign("momentum_streams", "q"), ("momentum",)),
+    *every("holds 3 numbers for `num_hidden_layers`=2", assign("momentum_gamma", [0.1, 0.2, 0.3]), ("momentum",)),
+    *every("`momentum_gamma` must be a finite", lambda model: model.set_momentum_gamma(nan), ("momentum",)),
+    *every("`config` must be a [PMS].*, got a GPT2Config", lambda model: type(model)(GPT2Config())),
     *every("`hidden_act` cannot change: a model was built", assign("hidden_act", "gelu"), ("spherical",)),
     *every("`tie_word_embeddings` cannot change: a model was", untie),
     *every("`max_position_embeddings` cannot change: a model", assign("max_position_embeddings", 128), TABLE[1:]),

@@ -85,6 +85,8 @@ ROWS = [
     *rows("momentum", "must be a finite number above 0, got -1", "rms_norm_eps", -1),
     *rows("momentum", "is not a field.*did you mean `momentum_streams`", "momentum_stream", "k"),
     *rows("momentum", "is not a field.*did you mean `momentum_gamma`", "gamma", 1.0),
+    Row(("prism", {"lambda_": 0.1}), "is not a field.*did you mean `noise_coefficient`"),
+    Row(("prism", {"noise_lambda": 0.1}), "is not a field.*did you mean `noise_coefficient`"),
     # Spherical.
     *rows("spherical", "must be one of sphere, layer_norm, rms_norm, got VALUE", "residual_norm", "cube", ""),
     *rows("spherical", "must be one of softmax, uniform, got 'linear'", "attention_routing", "linear"),

@@ -32,7 +32,7 @@ def zeros(file):
     file.write_bytes(content[:-64] + bytes(64))
 
 
-OUT, TUNED = "--output_dir", "--output_dir run --model_config '' --init_from"
+OUT, TUNED = "--output_dir", "--output_dir run --init_from"
 NEITHER = "`init_from`='m' is neither"
 FINISHED = {"m": copy("finished")}
 RUN = {"run": copy("finished")}
@@ -52,7 +52,7 @@ ROWS = [
     Row(f"{OUT} run", "run.json' is damaged .*no JSON object", {"run/run.json": "[]"}),
     *[Row(f"{OUT} run", "results.json' is damaged", {**RUN, "run/results.json": text}) for text in ("", "{}")],
     Row(f"{OUT} finished --learning_rate 0.02", "`learning_rate` was 0.01, now 0.02"),
-    Row(f"{OUT} finished --config_overrides num_hidden_layers=3", "`config` was"),
+    Row(f"{OUT} finished --config_overrides num_hidden_layers=3", "another run .`num_hidden_layers` was 2, now 3;"),
     Row(f"{OUT} finished --label_smoothing_factor 0.1", "`label_smoothing_factor` was 0"),
     Row(f"{OUT} finished --max_steps 7", "`max_steps` was 6, now 7"),
     Row(f"{OUT} finished --seed 1", "`seed` was 42, now 1"),

@@ -76,10 +76,10 @@ def keep_state(past_key_values: Cache, layer_idx: int, kept: list[torch.Tensor])
     past_key_values.update_conv_state(state, layer_idx, conv_kernel_size=1)
 
 
-class MomentumLayer(ReplacedStates, LinearAttentionAndFullAttentionLayer):
+class PreviousTokenLayer(ReplacedStates, LinearAttentionAndFullAttentionLayer):
     """Keys, values and the previous token's queries and keys, as a convolution state (B, C, 1) of width 1."""
 
-    _layer_type = "momentum"
+    _layer_type = "previous_token"
 
     def batch_repeat_interleave(self, repeats: int):
         super().batch_repeat_interleave(repeats)
@@ -90,10 +90,10 @@ class MomentumLayer(ReplacedStates, LinearAttentionAndFullAttentionLayer):
         DynamicLayer.batch_select_indices(self, indices)
 
 
-class StaticMomentumLayer(LinearAttentionAndStaticFullAttentionLayer):
+class StaticPreviousTokenLayer(LinearAttentionAndStaticFullAttentionLayer):
     """The same for a `StaticCache`: one address for every token, so that one graph serves all."""
 
-    _layer_type = "momentum"
+    _layer_type = "previous_token"
     is_croppable = False
 
     def update_conv_state(self, conv_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
@@ -159,7 +159,7 @@ def find_previous_tokens(
 
 def check_cache(config: PreTrainedConfig, past_key_values: Cache, batch_size: int):
     """Raises `ValueError` for a cache from which the previous token's state cannot be read."""
-    if "momentum" not in config.layer_types:
+    if "previous_token" not in config.layer_types:
         return
     remedy = "make it with `DynamicCache(config=model.config)` or `StaticCache(config=model.config, ...)`"
     layers = getattr(past_key_values, "layers", [])
@@ -171,11 +171,11 @@ def check_cache(config: PreTrainedConfig, past_key_values: Cache, batch_size: in
             "model without a cache (`use_cache=False`)."
         )
     for layer_idx, layer_type in enumerate(config.layer_types):
-        if layer_type != "momentum":
+        if layer_type != "previous_token":
             continue
         layer = layers[layer_idx] if layer_idx < len(layers) else None
         # By name: remote code has a copy of the class.
-        if getattr(layer, "_layer_type", None) != "momentum":
+        if getattr(layer, "_layer_type", None) != "previous_token":
             raise ValueError(
                 f"`past_key_values` ({type(past_key_values).__name__}, layer {layer_idx}: {layer}) has no place "
                 f"for the state of the previous token, which a {config.model_type} model needs: {remedy}."
@@ -197,7 +197,7 @@ def check_cache(config: PreTrainedConfig, past_key_values: Cache, batch_size: in
 
 class PreviousTokenModel(LlamaModel):
     """
-    `LlamaModel` whose layers are told which token comes before each, if a layer of the cache is a "momentum" layer.
+    `LlamaModel` whose layers are told which token comes before each, if one of `layer_types` is "previous_token".
 
     It tells packed documents (position ids that restart at 0) apart in evaluation too: Llama does so only where no
     cache is made.
@@ -219,7 +219,8 @@ class PreviousTokenModel(LlamaModel):
         inputs_embeds = self.embed(input_ids, inputs_embeds, past_key_values)
         if past_key_values is not None:
             check_cache(self.config, past_key_values, inputs_embeds.shape[0])
-        if "momentum" in self.config.layer_types and position_ids is None and kwargs.get("cu_seq_lens_q") is not None:
+        needs_state = "previous_token" in self.config.layer_types
+        if needs_state and position_ids is None and kwargs.get("cu_seq_lens_q") is not None:
             raise ValueError("`cu_seq_lens_q` does not tell where documents begin: pass `position_ids` too.")
 
         # Before Llama makes a cache: with one, it does not tell packed documents apart.
@@ -255,7 +256,7 @@ class PreviousTokenGeneration:
         """What all layers share. `generate` makes it outside the compiled forward pass and passes it as the mask."""
         attention_mask = read_mask(attention_mask, inputs_embeds, past_key_values)
         causal_mask = create_causal_mask(config, inputs_embeds, attention_mask, past_key_values, position_ids)
-        if "momentum" not in config.layer_types:
+        if "previous_token" not in config.layer_types:
             return {"full_attention": causal_mask, "has_previous": None, "last_real": None}
         return {
             "full_attention": causal_mask,
@@ -263,7 +264,7 @@ class PreviousTokenGeneration:
         }
 
     def init_continuous_batching(self, *args, **kwargs):
-        if "momentum" in self.config.layer_types:
+        if "previous_token" in self.config.layer_types:
             raise ValueError(
                 "Continuous batching (`generate_batch`) pages keys and values alone and would lose the state of "
                 "the previous token: call `generate` with a padded batch."
