@@ -36,6 +36,7 @@ from transformers.cache_utils import (
     StaticLayer,
 )
 from transformers.integrations.executorch import convert_and_export_with_cache
+from transformers.utils import logging
 
 from modeling_prism.state_spherical import RunningMeanLayer
 
@@ -504,3 +505,16 @@ def test_an_exported_program_is_the_model_or_is_refused(case):
         program = convert_and_export_with_cache(model, strict=False).module()
         steps = [program(input_ids=ids[:, i : i + 1], cache_position=torch.tensor([i])) for i in range(5)]
         assert_near(torch.cat(steps, dim=1), model(ids).logits)
+
+
+@pytest.mark.generation
+@pytest.mark.parametrize("case", STATE_CASES)
+def test_a_saved_max_length_and_max_new_tokens_do_not_quarrel(case, caplog, monkeypatch):
+    monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
+    model, ids = case.model(), random_ids(1, 5)
+    model.generation_config.max_length = 9
+    lengths = [model.generate(ids, **options).shape[1] for options in ({}, {"max_new_tokens": 2}, {"max_length": 8})]
+    assert lengths == [9, 7, 8] and "seem to have been set" not in caplog.text
+    # Both given by hand are still a contradiction.
+    model.generate(ids, max_new_tokens=2, max_length=8)
+    assert "seem to have been set" in caplog.text

@@ -158,12 +158,15 @@ def test_commands_parse(command, parse):
     assert stopped.value.code == 0
 
 
+QUICKSTART = "training.pretrain configuration/recipes/quickstart.yaml"
+
+
 @pytest.mark.parametrize(
     ("command", "error", "message"),
     [
         ("training.experiments bode --arm momentum", ValueError, "not used .*--arm'"),
-        ("training.pretrain configuration/recipes/quickstart.yaml --learning_rates 1", ValueError, "learning_rates"),
-        ("training.pretrain configuration/recipes/quickstart.yaml --init_from x", AssertionError, "from scratch, or"),
+        (f"{QUICKSTART} --learning_rates 1", ValueError, "learning_rates"),
+        (f"{QUICKSTART} --init_from x --model_config y", AssertionError, "from scratch, or"),
         ("training.benchmarks.throughput configuration/models/lama-tiny", AssertionError, "lama-tiny is not there"),
         ("training.benchmarks.stacking --models eight", SystemExit, "2"),
         ("modeling_prism.analysis --texts stories.txt", SystemExit, "2"),

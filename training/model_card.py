@@ -5,30 +5,40 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from training.files import name_only
 from training.tasks import CardFacts
 
 
 ROOT = Path(__file__).parent.parent
+# Two sentences on each family, and the fields of its config that a card shows.
 DESCRIPTIONS = {
     "prism": (
-        "A causal language model whose attention is one step of signal-noise decomposition: one tied overcomplete "
-        "dictionary, signal heads and noise heads with RoPE bases a factor pi**2 apart, the noise heads weighted by "
-        "-lambda (PRISM, arXiv 2601.15540)."
+        "A causal language model whose attention is one step of signal-noise decomposition. One overcomplete "
+        "dictionary serves as query, key, value and output matrix; signal heads are added, and noise heads are "
+        "weighted by -lambda, the `noise_coefficient` (PRISM, arXiv 2601.15540).",
+        ("noise_coefficient", "output_step", "rotary_values", "query_gain", "output_gain", "key_shift"),
     ),
     "momentum": (
-        "A causal language model with Llama's body and parameters, whose queries and keys are sheared along the text: "
-        "each adds gamma times its change since the previous token, without new parameters or a larger key-value "
-        "cache (Momentum Attention, arXiv 2602.04902)."
+        "A Llama whose queries and keys carry their change since the previous token, weighted by gamma. It has no more "
+        "parameters than that Llama (Momentum Attention, arXiv 2602.04902).",
+        ("momentum_gamma", "momentum_streams", "momentum_placement"),
     ),
     "spherical": (
-        "A causal language model whose residual stream is normalised after every addition, by default to length 1. "
-        "By default its logits are scaled cosines with the rows of the unembedding. Attention is softmax, or a "
-        "running mean without keys (Spherical, arXiv 2603.05228)."
+        "A causal language model whose residual stream is normalised after every addition, as published to length 1. "
+        "Its logits are cosines, scaled and so bounded by `logit_scale`; attention is softmax or a running mean "
+        "(Spherical, arXiv 2603.05228).",
+        ("residual_norm", "bounded_unembedding", "logit_scale", "attention_routing"),
     ),
 }
+
+
+def describe(config: PreTrainedConfig) -> tuple[str, str]:
+    """Two sentences on the family of a config, and the values of the fields that are the family's own."""
+    baseline = f"A baseline: transformers' own {config.model_type}, trained by the same command."
+    description, fields = DESCRIPTIONS.get(config.model_type, (baseline, ()))
+    return description, ", ".join(f"`{name}={getattr(config, name)}`" for name in fields)
 
 
 def code_revision() -> str:
@@ -88,10 +98,12 @@ def render_model_card(
     shown = {name: "infinite" if value is None else f"{value:.4f}" for name, value in metrics.items()}
     rows = [f"| {name.replace('_', ' ')} | {value} |" for name, value in shown.items()]
     table = [f"| {data.evaluated_on}, after {evaluated_at:,} steps | |", "| --- | --- |", *rows] if rows else []
+    description, mechanism = describe(model.config)
     return ModelCard.from_template(
         card_data,
         template_path=str(ROOT / "hub_cards" / "template.md"),
-        description=DESCRIPTIONS.get(model.config.model_type, f"A {model.config.model_type} baseline."),
+        description=description,
+        mechanism=mechanism,
         architecture=type(model).__name__,
         model_type=model.config.model_type,
         parameters=f"{model.num_parameters():,}",

@@ -176,6 +176,8 @@ def load_model(name: str, arguments: AnalysisArguments) -> PreTrainedModel:
             "give a folder that one was saved to."
         )
     check_causal(model)
+    # Most CPUs are slow in bf16.
+    model = model.float() if arguments.device == "cpu" else model
     return model.to(arguments.device).eval()
 
 
