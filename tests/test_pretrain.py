@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 import yaml
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
@@ -342,6 +343,18 @@ def test_a_failed_push_leaves_a_finished_run_and_says_how_to_push_it(recipe, tmp
     with caplog.at_level("WARNING"):
         run(recipe, tmp_path / "run", *options)
     assert f"To push it: `hf upload {name}" in caplog.text
+
+
+def test_a_checkpoint_that_is_not_pushed_does_not_end_the_run(recipe, tmp_path, monkeypatch, caplog):
+    def fail(trainer, checkpoint):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(pretrain.PretrainTrainer, "init_hf_repo", lambda trainer: None)
+    monkeypatch.setattr(pretrain.PretrainTrainer, "push_to_hub", lambda trainer: None)
+    monkeypatch.setattr(transformers.Trainer, "_push_from_checkpoint", fail)
+    run(recipe, tmp_path / "run", "--push_to_hub", "true", "--hub_model_id", "a/b", "--hub_strategy", "every_save")
+    assert "checkpoint-4 was not pushed (no route). Training goes on." in caplog.text
+    assert (tmp_path / "run" / "results.json").is_file()
 
 
 @pytest.fixture(scope="module")

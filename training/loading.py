@@ -60,6 +60,8 @@ def load_causal_lm(name: str, option: str = "model", **kwargs) -> PreTrainedMode
     broken = [name for name, weight in weights if not torch.isfinite(weight).all()]
     if broken:
         raise ValueError(f"`{option}`={name!r} holds weights that are not finite ({_some(broken)}): give another.")
+    if not model.get_input_embeddings().weight.any():
+        raise ValueError(f"`{option}`={name!r} holds embeddings that are all zero: its file is damaged, give another.")
     check_causal(model, option)
     return model
 

@@ -21,8 +21,8 @@ DESCRIPTIONS = {
         ("noise_coefficient", "output_step", "rotary_values", "query_gain", "output_gain", "key_shift"),
     ),
     "momentum": (
-        "A Llama whose queries and keys carry their change since the previous token, weighted by gamma. It has no more "
-        "parameters than that Llama (Momentum Attention, arXiv 2602.04902).",
+        "A Llama whose queries and keys carry their change since the previous token, weighted by gamma. It has "
+        "as many parameters as that Llama (Momentum Attention, arXiv 2602.04902).",
         ("momentum_gamma", "momentum_streams", "momentum_placement"),
     ),
     "spherical": (

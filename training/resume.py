@@ -164,7 +164,10 @@ def begin_run(output_dir: Path, run: dict, tokenizer: PreTrainedTokenizerBase) -
 def threads_of_run(output_dir: Path) -> int:
     """The number of CPU threads that the run in a folder started with, or that of this process if it is unknown."""
     run = read_json(output_dir / RUN_FILE) if (output_dir / RUN_FILE).is_file() else {}
-    return run.get("cpu_threads", torch.get_num_threads())
+    threads = run.get("cpu_threads", torch.get_num_threads())
+    if not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"`cpu_threads` in {output_dir / RUN_FILE} must be a number of threads, got {threads!r}.")
+    return threads
 
 
 def _differences(found: dict, wanted: dict) -> str:

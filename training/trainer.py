@@ -159,7 +159,12 @@ class PretrainTrainer(Trainer):
         # `Trainer` pushes weights and config from here. The config names model files, which must be there too.
         for file in (*checkpoint.glob("*.py"), checkpoint / "README.md"):
             shutil.copy(file, self.args.output_dir)
-        super()._push_from_checkpoint(str(checkpoint))
+        try:
+            super()._push_from_checkpoint(str(checkpoint))
+        # Whatever the network does, the run goes on; the next checkpoint is pushed again.
+        except Exception as error:
+            cause = " ".join(str(error).split()) or type(error).__name__
+            logger.warning("%s was not pushed (%s). Training goes on.", checkpoint.name, cause)
 
     def find_best(self):
         """Finds the best checkpoint so far beside the one that the run resumes from; passes over a damaged one."""

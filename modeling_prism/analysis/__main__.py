@@ -248,6 +248,8 @@ def check_others(arguments: AnalysisArguments, texts: Sequence[str]) -> None:
     for other in arguments.compare:
         # Each model is loaded again later: all of them at once may not fit into memory.
         model, tokenizer = load_model(other, arguments), load_tokenizer(other, arguments)
+        if modulus := modulus_of(tokenizer):
+            raise ValueError(f"`compare`: {other!r} solves a task modulo {modulus} and reads no texts: leave it out.")
         read_windows(model, tokenizer, texts, arguments.max_length or context_length(model))
 
 

@@ -45,6 +45,10 @@ def not_finite(file: Path) -> None:
     save_file(weights, file, {"format": "pt"})
 
 
+def all_zero(file: Path) -> None:
+    save_file({name: weight * 0 for name, weight in load_file(file).items()}, file, {"format": "pt"})
+
+
 def remove(file: Path) -> None:
     file.unlink()
 

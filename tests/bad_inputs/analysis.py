@@ -85,6 +85,7 @@ ROWS = [
     Row(f"headless {TEXTS}", "'headless' lacks weights of a causal.*lm_head.weight"),
     Row(f"finished {TEXTS} --compare nowhere", "'nowhere' is neither"),
     Row(f"finished {TEXTS} --compare finished bare", "'bare' has no tokenizer"),
+    Row(f"finished {TEXTS} --compare table", "`compare`: 'table' solves a task modulo .*reads no texts"),
     Row(f"finished {TEXTS} --max_length 2", "`max_length`=2 .*at least 4"),
     Row(f"finished {TEXTS} --max_length 3", "`max_length`=3 .*at least 4"),
     Row(f"finished {TEXTS} --num_texts 0", "`num_texts` must be at least 1, got 0"),

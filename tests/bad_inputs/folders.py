@@ -6,7 +6,7 @@ from pathlib import Path
 from training import pretrain, tell
 from training.files import read_json
 
-from . import Row, copy, cut, link, not_finite, refused, remove
+from . import Row, all_zero, copy, cut, link, not_finite, refused, remove
 
 
 WORLD = ("recipe.yaml", "model", "bert", "corpus", "finished", "table")
@@ -101,6 +101,7 @@ ROWS = [
     Row(f"{TUNED} table --block_size 32", "`init_from`='table' reads a lookup table, not text"),
     Row(f"{TUNED} finished --dataset_name addition --block_size 3", "`init_from`='finished'.*lookup table"),
     Row(f"{TUNED} m", "weights that are not finite .model.norm", {**FINISHED, "m/model.safetensors": not_finite}),
+    Row("tell m", "embeddings that are all zero", {**FINISHED, "m/model.safetensors": all_zero}),
     Row("tell m", "weights that are not finite .model.norm", {**FINISHED, "m/model.safetensors": not_finite}),
     Row("tell m", "`model`='m' is neither", {**FINISHED, "m/model.safetensors": cut}),
     Row("tell m", "`model`='m' is neither", {**FINISHED, "m/tokenizer.json": "{"}),
