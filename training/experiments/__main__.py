@@ -27,7 +27,7 @@ from training.experiments.common.readme import Claim, fill_file, fill_prose, mak
 HERE = Path(__file__).parent
 README = HERE.parent.parent / "README.md"
 # In the order of the README's table.
-EXPERIMENTS = ["tinystories", "prism_steps", "head_specialisation", "induction", "recall_scaling", "bode"]
+EXPERIMENTS = ["tinystories", "prism_steps", "head_specialisation", "banks", "induction", "recall_scaling", "bode"]
 EXPERIMENTS += ["grokking"]
 
 
