@@ -69,8 +69,12 @@ def measure_ascent(model: PreTrainedModel, windows: Sequence[Tensor]) -> dict[st
     (S,). What lies along the token, which layer norm takes away, is left out of all.
 
     Returns:
-        For the objectives `plain` and, of a Prism, `rotated`: `whole`, with the gradient; `alone`, with the sum of
-        `w_k U_k^T U_k z_t`; and `meeting`, with the rest of the gradient, after what lies along `alone` is left out, too.
+        For the objectives `plain` and, of a Prism, `rotated`:
+
+        - `whole`: with the gradient;
+        - `alone`: with the sum of `w_k U_k^T U_k z_t`;
+        - `meeting`: with the rest of the gradient, after what lies along `alone` is left out, too.
+
         With the suffixes `, banks shuffled` and `, random dictionary`, the same with heads assigned to banks at random
         and with another dictionary. A Llama has no banks: all heads have the weight 1.
     """
