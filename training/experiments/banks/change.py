@@ -65,8 +65,9 @@ def limited(model: PreTrainedModel, window: int, heads: list[int]):
     def limit(index, args, kwargs):
         length = args[0].shape[1]
         causal = torch.ones(length, length, dtype=torch.bool).tril()
-        mask = causal.repeat(1, model.config.num_attention_heads, 1, 1)
-        mask[:, heads] = causal.triu(1 - window)
+        allowed = causal.repeat(1, model.config.num_attention_heads, 1, 1)
+        allowed[:, heads] = causal.triu(1 - window)
+        mask = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float).min)
         return args, {**kwargs, "attention_mask": mask}
 
     return hooks_on([layer.self_attn for layer in model.model.layers], limit)

@@ -66,6 +66,8 @@ def raised_by(change, model, report, intact: np.ndarray, kinds: np.ndarray) -> d
         nats = score_blocks(model, report) - intact
     raised = {}
     for name, where in {"every token": kinds >= 0, **{n: kinds == k for k, n in enumerate(KINDS)}}.items():
+        if not where.any():
+            continue
         blocks = where.any(1)
         sums, counts = (nats * where).sum(1)[blocks], where.sum(1)[blocks]
         mean = sums.sum() / counts.sum()
