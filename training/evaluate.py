@@ -85,12 +85,11 @@ def bindings(num_stories: int, seed: int) -> Iterator[Probe]:
 
 
 @torch.no_grad()
-def score_blocks(model: PreTrainedModel, blocks: Blocks) -> np.ndarray:
+def score_blocks(model: PreTrainedModel, blocks: Blocks, progress: bool = True) -> np.ndarray:
     """Nats of each validation token but the first of its block (N, tokens - 1)."""
     batches = torch.tensor(blocks.validation["input_ids"]).split(16)
-    nats = [
-        score_tokens(model(batch, use_cache=False).logits, batch)[..., 0] for batch in tqdm(batches, desc="Scoring")
-    ]
+    batches = tqdm(batches, desc="Scoring", disable=not progress)
+    nats = [score_tokens(model(batch, use_cache=False).logits, batch)[..., 0] for batch in batches]
     return torch.cat(nats).double().numpy()
 
 

@@ -22,12 +22,8 @@ def of_banks(rows: list[dict]) -> dict[str, list[dict]]:
 def raised(runs: list[dict], bank: str, change: str, kind: str) -> float:
     """Nats per token that a change adds: the mean over seeds, and over the mixed sets of heads."""
     banks = [f"mixed {number}" for number in range(1, NUM_MIXED + 1)] if bank == "mixed" else [bank]
-    return float(np.mean([run["raised"][f"{name}: {change}"][kind][0] for run in runs for name in banks]))
-
-
-def error(run: dict, bank: str, change: str, kind: str) -> float:
-    """Its standard error over the blocks of text, of one model."""
-    return run["raised"][f"{bank}: {change}"][kind][1]
+    found = [run["raised"][f"{name}: {change}"].get(kind, [np.nan]) for run in runs for name in banks]
+    return float(np.mean([mean for mean, *_ in found]))
 
 
 def cosines(runs: list[dict], name: str, state: str = "") -> np.ndarray:

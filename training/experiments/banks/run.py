@@ -63,7 +63,7 @@ def seed_of(folder: Path) -> int:
 def raised_by(change, model, report, intact: np.ndarray, kinds: np.ndarray) -> dict[str, list[float]]:
     """Nats per token that a change adds, by kind of token: mean, and standard error over blocks."""
     with change:
-        nats = score_blocks(model, report) - intact
+        nats = score_blocks(model, report, progress=False) - intact
     raised = {}
     for name, where in {"every token": kinds >= 0, **{n: kinds == k for k, n in enumerate(KINDS)}}.items():
         if not where.any():
@@ -81,7 +81,7 @@ def measure_banks(model, choose, report, tokenizer) -> dict[str, dict]:
     """What each change to each bank adds, and the mean in place of a bank in each layer alone."""
     config = model.config
     means = mean_outputs(model, torch.tensor(choose.validation["input_ids"]))
-    intact = score_blocks(model, report)
+    intact = score_blocks(model, report, progress=False)
     kinds = kinds_of(np.array(report.validation["input_ids"]), tokenizer)
     measure = functools.partial(raised_by, model=model, report=report, intact=intact, kinds=kinds)
     layers = list(range(config.num_hidden_layers))
