@@ -471,9 +471,10 @@ def test_two_reports_never_mix(folder, tmp_path, undrawn, monkeypatch):
             break
         if (out / "report.html").exists():
             check_report_is_of("prism", out)
-        # The next report leaves nothing of either.
-        report.write_report(found["llama"], found["llama"], out)
-        check_report_is_of("llama", out)
+        if cut_off % 4 == 0:
+            # The next report leaves nothing of either.
+            report.write_report(found["llama"], found["llama"], out)
+            check_report_is_of("llama", out)
     assert cut_off > 2 * len(PICTURES["prism"])
     check_report_is_of("llama", out)
 

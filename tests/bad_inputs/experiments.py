@@ -34,7 +34,7 @@ ROWS = [
     Row(f"throughput model corpus {SMALL}", "'corpus', which is not a model folder"),
     Row(f"throughput model m {SMALL}", "does not describe a model", {"m/config.json": '{"model_type": "no_such"}'}),
     Row(f"throughput model m {SMALL}", "'m'", {"m/config.json": "{"}),
-    Row(f"throughput model model:routing=uniform {SMALL}", "`routing`, which a prism config does not have"),
+    Row(f"throughput model model:routing=uniform {SMALL}", "`routing`, which a prism does not have"),
     Row(f"throughput model model:hidden_size=big {SMALL}", "`hidden_size` must be of type int"),
     Row(f"throughput model finished:num_signal_heads=1,head_dim=64 {SMALL}", "its weights were trained without"),
     Row("stacking --experiments chess", "experiments"),
