@@ -350,8 +350,9 @@ def test_a_checkpoint_that_is_not_pushed_does_not_end_the_run(recipe, tmp_path, 
     def fail(trainer, checkpoint):
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(pretrain.PretrainTrainer, "init_hf_repo", lambda trainer: None)
-    monkeypatch.setattr(pretrain.PretrainTrainer, "push_to_hub", lambda trainer: None)
+    named = lambda trainer: setattr(trainer, "hub_model_id", "a/b")  # noqa: E731
+    monkeypatch.setattr(pretrain.PretrainTrainer, "init_hf_repo", named)
+    monkeypatch.setattr(pretrain.PretrainTrainer, "push_to_hub", named)
     monkeypatch.setattr(transformers.Trainer, "_push_from_checkpoint", fail)
     run(recipe, tmp_path / "run", "--push_to_hub", "true", "--hub_model_id", "a/b", "--hub_strategy", "every_save")
     assert "checkpoint-4 was not pushed (no route). Training goes on." in caplog.text
