@@ -317,7 +317,8 @@ def spherical_document(weights: dict[str, Tensor], config, input_ids: list[int],
         up = act(h @ weights[block + "mlp.up_proj.weight"].T + weights[block + "mlp.up_proj.bias"])
         h = h + up @ weights[block + "mlp.down_proj.weight"].T + weights[block + "mlp.down_proj.bias"]
         h = residual_norm(h, weights, block + "mlp_norm", config)
-    W = weights["model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"]
+    own = "lm_head.rows" if config.bounded_unembedding else "lm_head.weight"
+    W = weights["model.embed_tokens.weight" if config.tie_word_embeddings else own]
     return config.logit_scale * sphere(h) @ sphere(W).T if config.bounded_unembedding else h @ W.T
 
 

@@ -175,6 +175,11 @@ STATE_CASES = [
 ]
 
 
+def head_parameter(model) -> torch.nn.Parameter:
+    """The parameter of a language-model head; that of a bounded one is not its `weight`."""
+    return model.lm_head.rows if hasattr(model.lm_head, "rows") else model.lm_head.weight
+
+
 def random_ids(*shape: int, seed: int = 0) -> torch.Tensor:
     """Token ids without the special ones."""
     return torch.randint(EOS + 1, VOCAB, shape, generator=torch.Generator().manual_seed(seed))

@@ -26,6 +26,7 @@ from families import (
     VOCAB,
     Case,
     assert_near,
+    head_parameter,
     leaves,
     left_pad,
     logits_error,
@@ -490,24 +491,33 @@ def test_use_cache_default_makes_a_cache_in_eval(case):
 @pytest.mark.parametrize("case", CASES)
 def test_tied_weights_are_one_storage_saved_once(case, tmp_path):
     model, ids = case.model(), random_ids(2, 11)
-    assert model.get_parameter("lm_head.weight") is model.model.embed_tokens.weight
+    assert head_parameter(model) is model.model.embed_tokens.weight
     model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
     assert set(saved) == {name for name, _ in model.named_parameters()}
-    assert "lm_head.weight" not in saved
+    assert not any(name.startswith("lm_head") for name in saved)
     loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    assert loaded.get_parameter("lm_head.weight") is loaded.model.embed_tokens.weight
+    assert head_parameter(loaded) is loaded.model.embed_tokens.weight
     assert torch.equal(loaded.eval()(ids).logits, model(ids).logits)
 
 
 @pytest.mark.parametrize("case", DEFAULT_CASES)
 def test_untied_weights(case, tmp_path):
     model, ids = case.model(tie_word_embeddings=False), random_ids(2, 11)
-    assert model.get_parameter("lm_head.weight") is not model.model.embed_tokens.weight
+    assert head_parameter(model) is not model.model.embed_tokens.weight
     assert (model.lm_head.weight - model.model.embed_tokens.weight).abs().max() > VISIBLE
     model.save_pretrained(tmp_path)
     assert torch.equal(type(model).from_pretrained(tmp_path)(ids).logits, model(ids).logits)
+
+
+def test_every_parameter_is_the_attribute_of_its_name():
+    """FSDP2 shards what it finds under the name of a parameter."""
+    for case in (*(case.values[0] for case in CASES), Case("spherical", "unbounded")):
+        model = case.model(tie_word_embeddings=False)
+        for name, parameter in model.named_parameters():
+            place, _, attribute = name.rpartition(".")
+            assert getattr(model.get_submodule(place), attribute) is parameter, name
 
 
 NEW_WEIGHTS = {
@@ -534,7 +544,7 @@ def test_every_head_loads_the_weights_of_the_others(case, tmp_path):
     base, ids = case.model("Model"), random_ids(2, 11)
     base.save_pretrained(tmp_path / "base")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    assert torch.equal(loaded.get_parameter("lm_head.weight"), base.embed_tokens.weight)
+    assert torch.equal(head_parameter(loaded), base.embed_tokens.weight)
     assert_near(loaded(ids).logits, loaded.lm_head(base(ids).last_hidden_state))
 
 
@@ -578,7 +588,7 @@ def test_resize_token_embeddings(case, new_size):
     expected = model(ids).logits
     model.resize_token_embeddings(new_size)
     assert model.config.vocab_size == model.vocab_size == new_size
-    assert model.get_parameter("lm_head.weight") is model.model.embed_tokens.weight
+    assert head_parameter(model) is model.model.embed_tokens.weight
     logits = model(ids, labels=ids).logits
     assert logits.shape == (2, 11, new_size)
     kept = min(new_size, VOCAB)
@@ -776,7 +786,7 @@ def test_prefix_tuning_reads_the_shape_of_keys_in_a_config(tmp_path):
         assert (found["num_key_value_heads"], found["head_dim"]) == (6, 16)
 
 
-BUILT = [("prism", "num_signal_heads", 2), ("momentum", "momentum_gamma", 0.2), ("spherical", "hidden_act", "gelu")]
+BUILT = [("prism", "num_signal_heads", 2), ("momentum", "momentum_streams", "q"), ("spherical", "hidden_act", "gelu")]
 
 
 @pytest.mark.parametrize("family_name, name, value", BUILT)

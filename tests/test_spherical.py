@@ -4,7 +4,20 @@ import math
 
 import pytest
 import torch
-from families import CASES, COMMON, TOLERANCE, VISIBLE, Case, assert_near, left_pad, logits_error, loss_of, random_ids
+from families import (
+    CASES,
+    COMMON,
+    TOLERANCE,
+    VISIBLE,
+    Case,
+    assert_near,
+    head_parameter,
+    left_pad,
+    logits_error,
+    loss_of,
+    random_ids,
+)
+from safetensors.torch import load_file, save_file
 from test_generation import generate, generation_model, greedy, plain_loop, prompts
 from transformers import DynamicCache, StaticCache
 
@@ -162,13 +175,14 @@ def test_the_unembedding_is_untied_by_default_and_found_by_name(tmp_path):
     assert names == {
         "model.embed_tokens.weight",
         "model.embed_positions.weight",
-        "lm_head.weight",
+        "lm_head.rows",
         *(f"model.layers.{layer}.{name}" for layer in (0, 1) for name in attention | mlp),
     }
     baseline = SphericalForCausalLM(SphericalConfig(**SIZES, residual_norm="layer_norm", bounded_unembedding=False))
     norms = {"embedding_norm", *(f"layers.{layer}.{name}_norm" for layer in (0, 1) for name in ("attention", "mlp"))}
     assert {name for name, _ in baseline.named_parameters()} - names == {
-        f"model.{name}.{kind}" for name in norms for kind in ("weight", "bias")
+        "lm_head.weight",
+        *(f"model.{name}.{kind}" for name in norms for kind in ("weight", "bias")),
     }
 
 
@@ -200,7 +214,7 @@ def test_hidden_times_weight_times_scale_is_the_model(case, tied):
             assert head.bias is None
             logits = hidden @ head.weight.T * model.config.logit_scale
         loss_of(logits).backward()
-        gradients.append(model.get_parameter("lm_head.weight").grad)
+        gradients.append(head_parameter(model).grad)
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
 
 
@@ -257,8 +271,20 @@ def test_initial_weights_are_as_published(tmp_path):
     # Weights that a folder lacks are drawn in the same way.
     SphericalModel(config).save_pretrained(tmp_path)
     loaded, info = SphericalForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert info["missing_keys"] == {"lm_head.weight"}
+    assert info["missing_keys"] == {"lm_head.rows"}
     assert_published_start(loaded)
+
+
+def test_a_folder_of_before_calls_the_rows_of_the_head_its_weight(tmp_path):
+    model, ids = DEFAULT.model(tie_word_embeddings=False), random_ids(2, 11)
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    saved["lm_head.weight"] = saved.pop("lm_head.rows")
+    save_file(saved, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and torch.equal(loaded.eval()(ids).logits, model(ids).logits)
+    loaded.save_pretrained(tmp_path / "again")
+    assert "lm_head.rows" in load_file(tmp_path / "again" / "model.safetensors")
 
 
 def test_published_number_of_parameters():

@@ -12,6 +12,7 @@ from transformers.modeling_layers import (
     GenericForTokenClassification,
 )
 from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaPreTrainedModel
 from transformers.utils import logging
 from transformers.utils.import_utils import is_tracing
@@ -99,11 +100,16 @@ class CommonForCausalLM(LlamaForCausalLM):
         self.lm_head = self.make_head(config)
         self.post_init()
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        # For label smoothing, `Trainer` shifts the labels of the classes that it finds here, and of no other.
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[cls.__name__] = cls.__name__
+
     def load_state_dict(self, state_dict, *args, **kwargs):
         # A tied head is saved once; Trainer, which resumes through here, would report it missing.
-        embeddings = state_dict.get("model.embed_tokens.weight")
-        if self.config.tie_word_embeddings and embeddings is not None:
-            state_dict = {"lm_head.weight": embeddings, **state_dict}
+        for tied, source in self.all_tied_weights_keys.items():
+            if source in state_dict:
+                state_dict = {tied: state_dict[source], **state_dict}
         return super().load_state_dict(state_dict, *args, **kwargs)
 
     def _prepare_generation_config(self, generation_config, **kwargs):

@@ -250,7 +250,22 @@ class FreeHead:
 
 
 class BoundedHead:
-    """What transformers needs to know of a head whose parameter and attribute `weight` differ. Goes first."""
+    """What transformers needs to know of a head whose parameter is not called `weight`. Goes first."""
+
+    def post_init(self):
+        if hasattr(self.lm_head, "rows"):
+            self._tied_weights_keys = {"lm_head.rows": "model.embed_tokens.weight"}
+        super().post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if "lm_head.rows" in info["missing_keys"]:
+            # As it was called in folders of before.
+            renamed = {"^lm_head.weight$": "lm_head.rows"}
+            model, info = super().from_pretrained(*args, output_loading_info=True, key_mapping=renamed, **kwargs)
+            model._weight_conversions = None
+        return (model, info) if output_loading_info else model
 
     def _get_resized_lm_head(self, old_lm_head: nn.Module, *args, **kwargs) -> nn.Module:
         if not hasattr(old_lm_head, "rows"):
@@ -259,10 +274,5 @@ class BoundedHead:
         vocab_size, hidden_size = old_lm_head.rows.shape
         plain = nn.Linear(hidden_size, vocab_size, bias=False, device="meta")
         plain.weight = old_lm_head.rows
-        old_lm_head.weight = super()._get_resized_lm_head(plain, *args, **kwargs).weight
+        old_lm_head.rows = super()._get_resized_lm_head(plain, *args, **kwargs).weight
         return old_lm_head
-
-    def get_parameter(self, target: str) -> nn.Parameter:
-        # The parameter, not the attribute of the same name.
-        head = self.lm_head
-        return head.rows if target == "lm_head.weight" and hasattr(head, "rows") else super().get_parameter(target)

@@ -57,20 +57,15 @@ class SphericalUnembedding(nn.Module):
     """
     `tau * h . P(rows of W)` for h on the sphere, with gradient through the projection: logits between -tau and tau.
 
-    The parameter `weight` is W; the attribute `weight` is P(rows of W), so that `hidden @ weight.T * logit_scale` is
-    the model (TRL computes it). Write to `rows` to change W. Not an `nn.Linear`, which tools replace with a copy.
+    The parameter W is `rows`; `weight` is P(rows of W), so that `hidden @ weight.T * logit_scale` is the model (TRL
+    computes it). Not an `nn.Linear`, which tools replace with a copy.
     """
 
     def __init__(self, config: SphericalConfig):
         super().__init__()
         self.config = config
-        self._parameters["weight"] = nn.Linear(config.hidden_size, config.vocab_size, bias=False).weight
+        self.rows = nn.Linear(config.hidden_size, config.vocab_size, bias=False).weight
         self.bias = None
-
-    @property
-    def rows(self) -> nn.Parameter:
-        """The parameter W (V, d), whose rows may have any length."""
-        return self._parameters["weight"]
 
     @property
     def weight(self) -> torch.Tensor:

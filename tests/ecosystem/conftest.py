@@ -4,6 +4,7 @@ Every test is a row of the table in modeling_prism/README.md, run for each famil
 `results.json` keeps the outcome of each row; a row that was not run again keeps its own.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import re
@@ -101,7 +102,10 @@ def pytest_sessionfinish(session):
         known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
         requirements = Path(__file__).with_name("requirements.txt").read_text()
         names = re.findall(r"^([\w.-]+)==", requirements, flags=re.MULTILINE)
-        versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", *names)}
+        versions = known.get("versions", {})
+        for name in ("torch", "transformers", *names):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                versions[name] = importlib.metadata.version(name)
         merged = {label: {**known["rows"].get(label, {}), **row} for label, row in rows.items()}
         found = {"versions": versions, "rows": {**known["rows"], **merged}}
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")

@@ -23,6 +23,40 @@ def test_offloading(make, ids):
     assert_near(accelerate.cpu_offload(make(), execution_device="cpu")(ids).logits, expected)
 
 
+@pytest.mark.row("accelerate", "weights offloaded to the disk")
+def test_disk_offloading(make, ids, tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    expected = make()(ids).logits
+    assert_near(accelerate.disk_offload(make(), str(tmp_path), execution_device="cpu")(ids).logits, expected)
+
+
+@pytest.mark.row("transformers", "weights in several files, loaded with `device_map`")
+def test_shards(make, ids, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = make()
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert_near(AutoModelForCausalLM.from_pretrained(tmp_path, device_map="cpu")(ids).logits, model(ids).logits)
+
+
+STRATEGIES = {
+    "beam search": {"num_beams": 3},
+    "prompt lookup": {"prompt_lookup_num_tokens": 3},
+    "a prefill in chunks": {"prefill_chunk_size": 4},
+}
+
+
+@pytest.mark.row("transformers", f"{', '.join(STRATEGIES)}: the text of the same without a cache")
+def test_strategies(make, ids):
+    model = make()
+    options = {"max_new_tokens": 8, "do_sample": False}
+    for strategy in STRATEGIES.values():
+        beams = {name: value for name, value in strategy.items() if name == "num_beams"}
+        expected = model.generate(ids[:1], use_cache=False, **beams, **options)
+        assert torch.equal(model.generate(ids[:1], **strategy, **options), expected), strategy
+
+
 @pytest.mark.row("lm-evaluation-harness", "a batch of 8 scores as one at a time")
 def test_lm_eval(folder):
     huggingface = pytest.importorskip("lm_eval.models.huggingface")
