@@ -359,8 +359,8 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
         (["induktion"], "no experiment 'induktion'; did you mean 'induction'"),
         (["chess"], "no experiment 'chess'; there are tinystories, "),
         ([], "Name an experiment .*induction.*, or give `--report`"),
-        (["induction", "--learning_rate", "0.1"], "not used .*--learning_rate"),
-        (["induction", "--report", "--seeds", "1"], "not used .*--seeds"),
+        (["induction", "--learning_rate", "0.1"], "Unknown option '--learning_rate': did you mean `--learning"),
+        (["induction", "--report", "--seeds", "1"], "Unknown option '--seeds'"),
         (["induction", "--learning_rates", "nan"], "`learning_rates` must be positive and finite"),
     ],
 )

@@ -164,7 +164,7 @@ QUICKSTART = "training.pretrain configuration/recipes/quickstart.yaml"
 @pytest.mark.parametrize(
     ("command", "error", "message"),
     [
-        ("training.experiments bode --arm momentum", ValueError, "not used .*--arm'"),
+        ("training.experiments bode --arm momentum", ValueError, "Unknown option '--arm': did you mean `--arms`"),
         (f"{QUICKSTART} --learning_rates 1", ValueError, "learning_rates"),
         (f"{QUICKSTART} --init_from x --model_config y", AssertionError, "from scratch, or"),
         ("training.benchmarks.throughput configuration/models/lama-tiny", AssertionError, "lama-tiny is not there"),

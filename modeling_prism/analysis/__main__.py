@@ -13,6 +13,7 @@ folder.
 """
 
 import contextlib
+import difflib
 import re
 import sys
 import tempfile
@@ -315,7 +316,13 @@ def main(argv: Sequence[str] | None = None) -> Path:
     parser = HfArgumentParser(AnalysisArguments, prog=PROGRAM, allow_abbrev=False)
     parser.add_argument("model", help="Folder or hub name of a trained model.")
     words = sys.argv[1:] if argv is None else list(argv)
-    arguments, rest = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+    parsed = parser.parse_args_into_dataclasses(words, look_for_args_file=False, return_remaining_strings=True)
+    arguments, rest, unknown = parsed
+    if unknown:
+        options = [option for action in parser._actions for option in action.option_strings]
+        close = difflib.get_close_matches(unknown[0], options, n=1)
+        remedy = f"did you mean `{close[0]}`?" if close else "`--help` lists the options."
+        raise ValueError(f"Unknown option {unknown[0]!r}: {remedy}")
     with quiet():
         page = analyse(rest.model, arguments)
     print(f"Report: {page}")

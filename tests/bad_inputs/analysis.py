@@ -84,6 +84,7 @@ ROWS = [
     Row(f"classifier {TEXTS}", "'classifier' holds a LlamaForSequenceClassification, not a causal"),
     Row(f"headless {TEXTS}", "'headless' lacks weights of a causal.*lm_head.weight"),
     Row(f"finished {TEXTS} --compare nowhere", "'nowhere' is neither"),
+    Row(f"finished {TEXTS} --num_text 3", "Unknown option '--num_text': did you mean `--num_texts`"),
     Row(f"finished {TEXTS} --compare finished bare", "'bare' has no tokenizer"),
     Row(f"finished {TEXTS} --compare table", "`compare`: 'table' solves a task modulo .*reads no texts"),
     Row(f"finished {TEXTS} --max_length 2", "`max_length`=2 .*at least 4"),

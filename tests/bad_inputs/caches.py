@@ -78,7 +78,7 @@ ROWS = [
         lambda model: StaticCache(config=model.config, max_cache_len=8).activate_past_recording(),
         ("momentum",),
     ),
-    *every("`past_key_values` must be a `Cache`, got a tuple", reading(lambda config: KEYS_AND_VALUES)),
+    *every("`past_key_values` must be a `Cache`.* got a tuple", reading(lambda config: KEYS_AND_VALUES)),
     # By transformers itself.
     *every("only full attention", generating(cache_implementation="quantized", cache_config={"backend": "fp8"}), BOTH),
     *every("offload", generating(cache_implementation="offloaded"), BOTH),

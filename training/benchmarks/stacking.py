@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import nn
-from transformers import HfArgumentParser
 
 from training.benchmarks.throughput import (
     compare,
@@ -35,6 +34,7 @@ from training.benchmarks.throughput import (
     spread,
     write_result,
 )
+from training.command import CommandParser
 from training.experiments.common.arguments import check_device, check_positive
 from training.experiments.common.readme import make_table as make_text_table
 from training.experiments.common.stacks import answer_loss, answers_of, small_momentum
@@ -216,8 +216,8 @@ def format_report(result: dict) -> str:
 
 
 def main(argv: list[str]) -> None:
-    parser = HfArgumentParser(StackingArguments, prog="python -m training.benchmarks.stacking")
-    (arguments,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    parser = CommandParser(StackingArguments, prog="python -m training.benchmarks.stacking")
+    (arguments,) = parser.parse(argv)
     print(format_report(run_benchmark(arguments)))
 
 

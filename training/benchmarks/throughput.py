@@ -40,9 +40,10 @@ from typing import Literal
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, HfArgumentParser, PreTrainedModel, StaticCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel, StaticCache
 
 import modeling_prism  # noqa: F401  (registers the models of this package)
+from training.command import CommandParser
 from training.experiments.common.arguments import check_device, check_positive
 from training.experiments.common.readme import make_table
 from training.flops import forward_flops_per_token, training_flops_per_token
@@ -482,11 +483,11 @@ def format_report(result: dict) -> str:
 
 
 def main(argv: list[str]) -> None:
-    parser = HfArgumentParser(ThroughputArguments, prog="python -m training.benchmarks.throughput")
+    parser = CommandParser(ThroughputArguments, prog="python -m training.benchmarks.throughput")
     # A dataclass has no positional arguments.
     if argv and not argv[0].startswith("-"):
         argv = ["--models", *argv]
-    (arguments,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    (arguments,) = parser.parse(argv)
     print(format_report(run_benchmark(arguments)))
 
 

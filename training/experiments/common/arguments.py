@@ -7,14 +7,14 @@ import shutil
 from dataclasses import asdict, dataclass, field
 
 import torch
-from transformers import HfArgumentParser
+
+from training.command import CommandParser
 
 
 def parse(name: str, argv: list[str], *arguments: type, **options) -> tuple:
     """Reads the options of `python -m training.experiments NAME`. Unknown and abbreviated options are refused."""
     prog = f"python -m training.experiments {name}".strip()
-    parser = HfArgumentParser(arguments, prog=prog, allow_abbrev=False, **options)
-    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    return CommandParser(arguments, prog=prog, **options).parse(argv)
 
 
 def check_device(device: str) -> None:
