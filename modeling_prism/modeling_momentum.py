@@ -61,8 +61,8 @@ class MomentumAttention(LlamaAttention):
 
     def shear_streams(self, streams: list[torch.Tensor], past_key_values: Cache | None, *masks) -> list[torch.Tensor]:
         """Shears each (B, S, N, D) of `streams`; `masks` are those of `find_previous_tokens`."""
-        state = None if past_key_values is None else past_key_values.get_conv_state(self.layer_idx)
-        pairs, kept = pair_with_previous([states.flatten(2) for states in streams], state, *masks)
+        flat = [states.flatten(2) for states in streams]
+        pairs, kept = pair_with_previous(flat, past_key_values, self.layer_idx, *masks)
         sheared = [self.shear(*pair).view(states.shape) for pair, states in zip(pairs, streams)]
         if past_key_values is not None:
             # Last: it may overwrite the memory that holds the previous token.

@@ -91,8 +91,7 @@ class PrismAttention(nn.Module):
 
     def mix_with_previous(self, codes: torch.Tensor, past_key_values: Cache | None, *masks) -> torch.Tensor:
         """`s h_t + (1 - s) h_(t-1)` of codes (B, S, M), one s per head; `masks` as in `find_previous_tokens`."""
-        state = None if past_key_values is None else past_key_values.get_conv_state(self.layer_idx)
-        ((codes, previous),), kept = pair_with_previous([codes], state, *masks)
+        ((codes, previous),), kept = pair_with_previous([codes], past_key_values, self.layer_idx, *masks)
         share = self.key_shift_bias.sigmoid().repeat_interleave(self.head_dim).to(codes.dtype)
         mixed = torch.lerp(previous, codes, share)
         if past_key_values is not None:

@@ -29,7 +29,6 @@ from families import (
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import (
-    Cache,
     DynamicLayer,
     LinearAttentionCacheLayerMixin,
     LinearAttentionLayer,
@@ -38,6 +37,7 @@ from transformers.cache_utils import (
 from transformers.integrations.executorch import convert_and_export_with_cache
 from transformers.utils import logging
 
+from modeling_prism import state_previous_token
 from modeling_prism.state_spherical import RunningMeanLayer
 
 
@@ -163,7 +163,7 @@ def test_negative_control_broken_cache(case, cache_name, corrupt, monkeypatch):
 
 def test_negative_control_momentum_without_its_state(monkeypatch):
     """Every chunk starts as if it were a document: its first token has no previous one."""
-    monkeypatch.setattr(Cache, "get_conv_state", lambda *args: None)
+    monkeypatch.setattr(state_previous_token, "read_state", lambda *args: None)
     for variant in ("default", "keys", "queries", "pre_rope", "per_layer"):
         for cache_name in CACHES:
             assert chunked_error(Case("momentum", variant).model(), cache_name, seed=0) > VISIBLE

@@ -28,7 +28,8 @@ MASKED = -1000.0
 
 def pair_with_previous(
     streams: list[torch.Tensor],
-    state: torch.Tensor | None,
+    past_key_values: Cache | None,
+    layer_idx: int,
     has_previous: torch.Tensor | None,
     last_real: torch.Tensor | None,
 ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], list[torch.Tensor]]:
@@ -37,13 +38,14 @@ def pair_with_previous(
 
     Args:
         streams: tensors (B, S, C).
-        state: (B, sum of C, 1 or more), what the cache kept of the tokens before; None where there are none.
+        past_key_values, layer_idx: where `keep_state` kept the tokens before.
         has_previous, last_real: see `find_previous_tokens`.
 
     Returns:
         `(states, previous)` for each stream, both (B, S, C); a token without a previous one is its own.
         For each stream what `keep_state` needs: the states (B, S, C) of the last real token up to each token.
     """
+    state = read_state(past_key_values, layer_idx)
     if state is None or state.shape[-1] == 0:
         carried = [states[:, :1] for states in streams]
     else:
@@ -67,10 +69,19 @@ def pair_with_previous(
     return pairs, kept
 
 
+def read_state(past_key_values: Cache | None, layer_idx: int) -> torch.Tensor | None:
+    """What `keep_state` left (B, sum of C, 1 or more); None at the start."""
+    if past_key_values is None:
+        return None
+    # Not `get_conv_state`, which transformers 5.20 lacks.
+    layer = past_key_values.layers[layer_idx]
+    return layer.conv_states[0] if layer.has_previous_state[0] else None
+
+
 def keep_state(past_key_values: Cache, layer_idx: int, kept: list[torch.Tensor]):
     """Replaces a layer's state with the last of `kept`, tensors (B, S, C)."""
     # A cache that may be cropped, as in assisted decoding, records every token until then.
-    if not past_key_values.is_recording_past(layer_idx):
+    if not getattr(past_key_values.layers[layer_idx], "record_past", False):
         kept = [states[:, -1:] for states in kept]
     state = (kept[0] if len(kept) == 1 else torch.cat(kept, dim=2)).transpose(1, 2)
     past_key_values.update_conv_state(state, layer_idx, conv_kernel_size=1)

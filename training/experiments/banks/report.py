@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from modeling_prism.analysis.figures import new_figure, styled
-from training.experiments.banks.arms import NUM_MIXED
+from training.experiments.banks.arms import CHANGES, NUM_MIXED
 from training.experiments.common.figures import DARK, DOT, HOLLOW, LIGHT, label
 from training.experiments.common.readme import make_table
 from training.experiments.common.statistics import by_arm
@@ -36,7 +36,7 @@ def make_bank_table(rows: list[dict]) -> str:
     heads = ["model, seeds", "what its heads get", "heads", *(f"added, {kind}" for kind in KINDS)]
     cells = []
     for arm, runs in of_banks(rows).items():
-        for change in ("mean", "64 tokens", "16 tokens"):
+        for change in CHANGES:
             for bank in ("signal", "noise", "mixed"):
                 found = [f"{raised(runs, bank, change, kind):+.3f}" for kind in KINDS]
                 what = "their mean output" if change == "mean" else f"the last {change}"
@@ -92,24 +92,24 @@ def make_tables(rows: list[dict]) -> str:
 
 @styled
 def plot_banks(rows: list[dict]) -> Figure:
-    """Nats per token added where heads see the last 16 tokens, on pairs of tokens seen before, near and far."""
+    """Nats per token added where heads see the last 64 tokens, on pairs of tokens seen before, near and far."""
     arms = of_banks(rows)
     lines = [(arm, bank) for arm in arms for bank in ("signal", "noise", "mixed")]
     figure, (ax,) = new_figure(height=0.32 * len(lines) + 1)
     for line, (arm, bank) in enumerate(lines):
         color = LIGHT if bank == "mixed" else DARK
-        near, far = (raised(arms[arm], bank, "16 tokens", kind) for kind in KINDS[1:])
+        near, far = (raised(arms[arm], bank, "64 tokens", kind) for kind in KINDS[1:])
         ax.plot([near, far], [line, line], color=color, linewidth=1)
         ax.plot(near, line, **{**HOLLOW, "color": color})
         ax.plot(far, line, **{**DOT, "color": color})
-        if line == 0:
+        if (arm, bank) == ("prism-stepped", "signal"):
             label(ax, near, line, "near", xytext=(0, 7), ha="center")
             label(ax, far, line, "far", xytext=(0, 7), ha="center")
     ax.axvline(0, color="0.7", linewidth=0.8)
     ax.set_yticks(range(len(lines)), [f"{arm}: {bank}" for arm, bank in lines])
     ax.set_ylim(len(lines) - 0.5, -0.9)
     ax.margins(x=0.1)
-    ax.set_xlabel("nats per token added where these heads see only the last 16 tokens")
+    ax.set_xlabel("nats per token added where these heads see only the last 64 tokens")
     ax.grid(axis="y", visible=False)
     return figure
 
@@ -123,20 +123,22 @@ def blocks(rows: list[dict]) -> dict[str, str]:
     return {"table": make_bank_table(rows), "ascent": make_ascent_table(rows)}
 
 
+def numbers_of(runs: list[dict]) -> dict[str, str]:
+    """What prose.md says of one arm."""
+    found = {
+        f"{bank} {change} {kind}": f"{raised(runs, bank, change, kind):+.3f}"
+        for bank in ("signal", "noise", "mixed")
+        for change in CHANGES
+        for kind in KINDS
+    }
+    for part in ("whole", "alone", "meeting"):
+        values = cosines(runs, f"rotated, {part}")
+        found[part] = f"{values.min():.2f} to {values.max():.2f}"
+    return {**found, "random": f"{cosines(runs, 'rotated, meeting, random dictionary').max():.2f}"}
+
+
 def numbers(rows: list[dict]) -> dict:
     """What prose.md needs."""
     arms = of_banks(rows)
-    prism = arms["prism"]
-    found = {
-        f"{bank} {change} {kind}": f"{raised(prism, bank, change, kind):+.3f}"
-        for bank in ("signal", "noise", "mixed")
-        for change in ("mean", "64 tokens", "16 tokens")
-        for kind in KINDS
-    }
-    spread = {name: cosines(prism, f"rotated, {name}") for name in ("whole", "alone", "meeting")}
-    return {
-        "raised": found,
-        "seeds": {arm: len(runs) for arm, runs in arms.items()},
-        **{name: f"{values.min():.2f} to {values.max():.2f}" for name, values in spread.items()},
-        "random": f"{cosines(prism, 'rotated, meeting, random dictionary').max():.2f}",
-    }
+    seeds = {arm: len(runs) for arm, runs in arms.items()}
+    return {"seeds": seeds, "published": numbers_of(arms["prism"]), "stepped": numbers_of(arms["prism-stepped"])}
