@@ -109,7 +109,7 @@ def plot_banks(rows: list[dict]) -> Figure:
     ax.set_yticks(range(len(lines)), [f"{arm}: {bank}" for arm, bank in lines])
     ax.set_ylim(len(lines) - 0.5, -0.9)
     ax.margins(x=0.1)
-    ax.set_xlabel("nats per token added where these heads see only the last 64 tokens")
+    ax.set_xlabel("nats per token that a window of 64 tokens adds")
     ax.grid(axis="y", visible=False)
     return figure
 
@@ -126,7 +126,7 @@ def blocks(rows: list[dict]) -> dict[str, str]:
 def numbers_of(runs: list[dict]) -> dict[str, str]:
     """What prose.md says of one arm."""
     found = {
-        f"{bank} {change} {kind}": f"{raised(runs, bank, change, kind):+.3f}"
+        f"{bank} {change} {kind}": f"{raised(runs, bank, change, kind):.3f}"
         for bank in ("signal", "noise", "mixed")
         for change in CHANGES
         for kind in KINDS
