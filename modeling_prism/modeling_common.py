@@ -115,8 +115,9 @@ class CommonForCausalLM(LlamaForCausalLM):
     def _prepare_generation_config(self, generation_config, **kwargs):
         # A saved folder holds a `max_length`. transformers would warn of it whenever `max_new_tokens` is given.
         prepared, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)
-        given = generation_config is not None and generation_config.max_length is not None
-        if prepared.max_new_tokens is not None and kwargs.get("max_length") is None and not given:
+        saved = (None, self.generation_config.max_length)
+        is_saved = generation_config is None or generation_config.max_length in saved
+        if prepared.max_new_tokens is not None and kwargs.get("max_length") is None and is_saved:
             prepared.max_length = None
         return prepared, model_kwargs
 
