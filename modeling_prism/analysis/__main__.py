@@ -286,6 +286,7 @@ def analyse(name: str, arguments: AnalysisArguments) -> Path:
     tokenizer = load_tokenizer(name, arguments)
     options = {"max_length": arguments.max_length, "memory_budget": int(arguments.memory_budget * 2**30)}
     found = examine(model, tokenizer, texts, name=names[0], **options)
+    found["built-in texts"] = arguments.texts is None
     found["view"] = view_text(model, tokenizer, texts, found)
     copies = {"seed": arguments.control_seed, "num_copies": arguments.control_copies}
     control = examine_untrained(model, tokenizer, texts, **copies, **options)

@@ -45,6 +45,8 @@ def what_it_is(findings: dict) -> str:
         shape += " at gamma = " + ", ".join(map(number, gammas))
     loss, unit = loss_of(findings)
     read = f"{counted(findings['texts'], 'text')} of {counted(findings['tokens'], 'token')}"
+    if findings.get("built-in texts"):
+        read += ", stories that come with this package,"
     said = f"{size} ({shape}). On {read} it needs {loss:.3f} {unit}"
     if not knows_its_texts(findings):
         share = f"{findings['unknown tokens']:.0%}"
