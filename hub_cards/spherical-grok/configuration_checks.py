@@ -50,6 +50,7 @@ ARGUMENTS_OF_LOADING = (
     *("torch_dtype", "trust_remote_code"),
     # Of weights, from callers that hand one set of arguments to a config and to its model.
     *("device_map", "low_cpu_mem_usage", "max_memory", "offload_folder", "use_safetensors", "variant"),
+    "tqdm_class",
     # `AutoTokenizer` hands on its own.
     *("add_bos_token", "add_eos_token", "add_prefix_space", "model_max_length", "padding_side", "truncation_side"),
     *("bos_token", "eos_token", "pad_token", "unk_token", "use_fast"),
