@@ -50,7 +50,10 @@ def test_embeddings(make, ids, tmp_path):
     train_save_reload_merge(make, ids, tmp_path, target_modules=["embed_tokens"])
 
 
-STATES = {"momentum": "has no place for the state of the previous token", "spherical-uniform": "cannot keep the running means"}
+STATES = {
+    "momentum": "has no place for the state of the previous token",
+    "spherical-uniform": "cannot keep the running means",
+}
 
 
 @pytest.mark.row("PEFT", "prefix tuning: train, generate", refused=STATES)
