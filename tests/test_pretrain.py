@@ -378,7 +378,7 @@ def test_a_model_of_a_table_has_its_tokens(of_a_table, in_checkout, caplog):
     with caplog.at_level("INFO"):
         assert run(GROKKING, output_dir, *options) == result
     assert "Using `vocab_size`=24, as many tokens as the data have, not 114" in caplog.text
-    with pytest.raises(ValueError, match="`config` was"):
+    with pytest.raises(ValueError, match="`modulus` was 23, now 113"):
         run(GROKKING, output_dir, *options[2:])
 
 

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 
 
-PACKAGES = ("accelerate", "datasets", "evaluate", "matplotlib", "scipy")
+PACKAGES = ("accelerate", "datasets", "evaluate")
 if missing := [name for name in PACKAGES if find_spec(name) is None]:
     raise ImportError(
         f"The commands of training/ need {', '.join(missing)}, which the models do not need: "

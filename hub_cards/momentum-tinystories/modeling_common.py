@@ -36,8 +36,9 @@ class CommonPreTrainedModel(LlamaPreTrainedModel):
 
     def begin(self, config: PreTrainedConfig):
         """What every `__init__` begins with. Raises `ValueError` for the config of another architecture."""
-        # Not by class: remote code has a copy.
-        if getattr(config, "model_type", None) != self.config_class.model_type:
+        # Remote code has a copy of the class.
+        of_family = getattr(config, "model_type", None) == self.config_class.model_type
+        if not (of_family or isinstance(config, self.config_class)):
             raise ValueError(f"`config` must be a {self.config_class.__name__}, got a {type(config).__name__}.")
         PreTrainedModel.__init__(self, config)
 

@@ -249,9 +249,13 @@ def check_others(arguments: AnalysisArguments, texts: Sequence[str]) -> None:
     for other in arguments.compare:
         # Each model is loaded again later: all of them at once may not fit into memory.
         model, tokenizer = load_model(other, arguments), load_tokenizer(other, arguments)
-        if modulus := modulus_of(tokenizer):
-            raise ValueError(f"`compare`: {other!r} solves a task modulo {modulus} and reads no texts: leave it out.")
-        read_windows(model, tokenizer, texts, arguments.max_length or context_length(model))
+        try:
+            read_windows(model, tokenizer, texts, arguments.max_length or context_length(model))
+        except ValueError:
+            if not (modulus := modulus_of(tokenizer)):
+                raise
+            said = f"`compare`: {other!r} solves a task modulo {modulus} and reads no texts: leave it out."
+            raise ValueError(said) from None
 
 
 def analyse(name: str, arguments: AnalysisArguments) -> Path:
