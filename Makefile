@@ -41,4 +41,5 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	.venv-ecosystem/bin/python -m pip install --quiet --upgrade pip
 	.venv-ecosystem/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[train,analysis,dev]" \
 		--requirement tests/ecosystem/requirements.txt
+	.venv-ecosystem/bin/python -m pip install --quiet --no-deps --requirement tests/ecosystem/requirements_alone.txt
 	touch $@

@@ -122,7 +122,9 @@ class CheckedConfig:
         self.validate_architecture()
 
     def __setattr__(self, name: str, value: Any):
-        self.check_name(name)
+        # A tool that writes the value of a field under a name of its own, too, misleads nobody.
+        if name not in self.names_elsewhere or value != getattr(self, self.names_elsewhere[name], None):
+            self.check_name(name)
         self.check_field(name, value)
         models = self.attached_models() if name in type(self).__dataclass_fields__ else []
         free = (*self.free_fields, *self.followed_fields)

@@ -9,7 +9,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from modeling_prism import PrismConfig
+from modeling_prism import MomentumConfig, PrismConfig
 from training.flops import forward_flops_per_token, training_flops_per_token
 from training.loading import load_config
 from training.options import parse_arguments
@@ -126,3 +126,11 @@ def test_a_tokenizer_may_be_given_options_of_its_own(tmp_path):
     assert isinstance(AutoConfig.from_pretrained(tmp_path, **options), PrismConfig)
     with pytest.raises(ValueError, match="`padding_left` is not a field of PrismConfig"):
         AutoConfig.from_pretrained(tmp_path, padding_left=True)
+
+
+def test_a_tool_may_write_the_value_of_a_field_under_a_name_of_its_own():
+    """As TransformerLens does with a copy; another value is refused."""
+    config = MomentumConfig(hidden_size=48, num_attention_heads=4)
+    config.d_model = 48
+    with pytest.raises(ValueError, match="did you mean `hidden_size`"):
+        config.d_model = 64

@@ -57,7 +57,7 @@ ROWS = [
     *rows("prism", "is not a field.*`signal_rope_theta` and", "rope_scaling", {"rope_type": "linear", "factor": 2.0}),
     *rows("prism", "is not a field.*`signal_rope_theta` and", "rope_parameters", {"rope_theta": 1e4}),
     *rows("prism", "is not a field.*did you mean `num_signal_heads`", "num_signal_head", 2),
-    *rows("prism", "is not a field.*did you mean `num_hidden_layers`", "n_layer", 2),
+    *rows("prism", "is not a field.*did you mean `num_hidden_layers`", "n_layer", 3),
     *rows("prism", "is not a field.*did you mean `noise_coefficient`", "noise_coeff", 0.2),
     *rows("prism", "is not a field of PrismConfig", "sliding_window", 8),
     *rows("prism", "is not a field of PrismConfig", "max_length", 8),

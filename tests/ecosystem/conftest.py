@@ -100,7 +100,7 @@ def pytest_sessionfinish(session):
     rows = session.config.stash.get(ROWS, {})
     if rows:
         known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
-        requirements = Path(__file__).with_name("requirements.txt").read_text()
+        requirements = "".join(file.read_text() for file in sorted(Path(__file__).parent.glob("requirements*.txt")))
         names = re.findall(r"^([\w.-]+)==", requirements, flags=re.MULTILINE)
         versions = known.get("versions", {})
         for name in ("torch", "transformers", *names):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from families import VISIBLE, assert_near
+from families import VISIBLE, assert_near, random_ids
 
 
 @pytest.mark.row("nnsight", "read a layer, and change it")
@@ -74,6 +74,40 @@ def test_drawings(make, ids):
     assert tokens[3] in str(attention.attention_patterns(tokens=tokens, attention=maps[0][0]))
 
 
-@pytest.mark.row("TransformerLens", "hooks on q, k, v, pattern and z")
-def test_transformer_lens():
-    pytest.skip("takes architectures from outside, but computes attention itself: each family needs a bridge")
+def silence(model, head):
+    """A head of the first layer without output."""
+    attention = model.model.layers[0].self_attn
+    with torch.no_grad():
+        if hasattr(attention, "head_gain"):
+            attention.head_gain[head] = 0
+        else:
+            attention.o_proj.weight[:, head * attention.head_dim : (head + 1) * attention.head_dim] = 0
+
+
+@pytest.mark.row("TransformerLens", "`modeling_prism.hooked.boot`: the model's logits, hooks by head, a head silenced")
+def test_transformer_lens(folder, family, tmp_path):
+    pytest.importorskip("transformer_lens")
+    from transformers import AutoModelForCausalLM
+
+    from modeling_prism.hooked import boot
+
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    hooked, ids = boot(folder, device="cpu"), random_ids(2, 11)
+    logits, cache = hooked.run_with_cache(ids)
+    assert_near(logits, model(ids).logits)
+    heads = model.config.num_attention_heads
+    assert cache["blocks.0.attn.hook_z"].shape[:3] == (2, 11, heads)
+    assert_near(cache["blocks.0.attn.hook_pattern"], model(ids, output_attentions=True).attentions[0])
+    # Llama has fewer key heads than query heads in some sizes; uniform routing has no queries.
+    named = ("v",) if family == "spherical-uniform" else ("q", "k", "v")
+    assert all(cache[f"blocks.0.attn.hook_{name}"].shape[:2] == (2, 11) for name in named)
+
+    def without_output(z, hook):
+        z = z.clone()
+        z[:, :, 1] = 0
+        return z
+
+    silence(model, head=1)
+    changed = hooked.run_with_hooks(ids, fwd_hooks=[("blocks.0.attn.hook_z", without_output)])
+    assert_near(changed, model(ids).logits)
+    assert (changed - logits).abs().max() > 1e-2
