@@ -111,5 +111,7 @@ def numbers(rows: list[dict]) -> dict:
         "above": {arm: with_interval(above_control(best, arm), "+.3f") for arm in compared},
         "verdict": {arm: verdict(above_control(best, arm)) for arm in compared},
         "cost": {arm: flops[arm] / flops[ARMS[arm].control] for arm in compared},
+        "seeds": len(best["gpt-neox"]),
+        "spread": max(bits(best["gpt-neox"])) - min(bits(best["gpt-neox"])),
         "tokens": best["4-gram"][0]["tokens_seen"] / 1e6,
     }
