@@ -96,8 +96,10 @@ def blocks(rows: list[dict]) -> dict[str, str]:
     return {"table": make_tables(rows), "kinds": make_kinds(rows)}
 
 
-def verdict(distances: list[float]) -> str:
-    """In a word or two, for the project's table of claims."""
+def verdict(distances: list[float], spread: float) -> str:
+    """In a word or two, for the project's table of claims; one seed shows no distance below the spread of seeds."""
+    if len(distances) == 1 and abs(distances[0]) < spread:
+        return "no difference shown, one seed"
     seeds = f", {len(distances)} seeds" if len(distances) > 1 else ", one seed"
     return standing(distances).removesuffix(" of") + seeds
 
@@ -106,12 +108,13 @@ def numbers(rows: list[dict]) -> dict:
     """What prose.md needs."""
     best = at_best(rows)
     compared = [arm for arm in best if ARMS[arm].control in best and above_control(best, arm)]
+    spread = max(bits(best["gpt-neox"])) - min(bits(best["gpt-neox"]))
     flops = {arm: runs[0].get("training_flops_per_token") for arm, runs in best.items()}
     return {
         "above": {arm: with_interval(above_control(best, arm), "+.3f") for arm in compared},
-        "verdict": {arm: verdict(above_control(best, arm)) for arm in compared},
+        "verdict": {arm: verdict(above_control(best, arm), spread) for arm in compared},
         "cost": {arm: flops[arm] / flops[ARMS[arm].control] for arm in compared},
         "seeds": len(best["gpt-neox"]),
-        "spread": max(bits(best["gpt-neox"])) - min(bits(best["gpt-neox"])),
+        "spread": spread,
         "tokens": best["4-gram"][0]["tokens_seen"] / 1e6,
     }
