@@ -36,7 +36,7 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[train,analysis,dev]"
 	touch $(INSTALLED)
 
-.venv-ecosystem/installed: pyproject.toml $(CONSTRAINTS) tests/ecosystem/requirements.txt
+.venv-ecosystem/installed: pyproject.toml $(CONSTRAINTS) $(wildcard tests/ecosystem/requirements*.txt)
 	$(PYTHON) -m venv .venv-ecosystem
 	.venv-ecosystem/bin/python -m pip install --quiet --upgrade pip
 	.venv-ecosystem/bin/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[train,analysis,dev]" \
