@@ -15,14 +15,20 @@ effect.
 Shapes: B batch, S tokens, d width, H heads of width D.
 """
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
-from transformer_lens.factories import architecture_adapter_factory as factory
-from transformer_lens.hook_points import HookPoint
-from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
-from transformer_lens.model_bridge.generalized_components import (
+
+
+if find_spec("transformer_lens") is None:
+    raise ImportError("modeling_prism.hooked needs TransformerLens: pip install transformer-lens")
+
+from transformer_lens.factories import architecture_adapter_factory as factory  # noqa: E402
+from transformer_lens.hook_points import HookPoint  # noqa: E402
+from transformer_lens.model_bridge import TransformerBridge  # noqa: E402
+from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter  # noqa: E402
+from transformer_lens.model_bridge.generalized_components import (  # noqa: E402
     AttentionBridge,
     BlockBridge,
     EmbeddingBridge,
@@ -32,9 +38,9 @@ from transformer_lens.model_bridge.generalized_components import (
     PosEmbedBridge,
     UnembeddingBridge,
 )
-from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
-from transformer_lens.model_bridge.generalized_components.opaque_block import OpaqueBlockBridge
-from transformer_lens.model_bridge.supported_architectures.llama import LlamaArchitectureAdapter
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent  # noqa: E402
+from transformer_lens.model_bridge.generalized_components.opaque_block import OpaqueBlockBridge  # noqa: E402
+from transformer_lens.model_bridge.supported_architectures.llama import LlamaArchitectureAdapter  # noqa: E402
 
 
 class NativeAttention(AttentionBridge):

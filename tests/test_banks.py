@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from families import Case, random_ids
+from families import Case, random_ids, tiny_tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from modeling_prism.analysis.prism import ascent_direction
 from training.experiments.banks.arms import banks_of
@@ -109,3 +110,13 @@ def test_the_command_adds_models_and_repeats_none(run_experiment, finished, corp
     assert row["raised"]["nothing"]["every token"] == [0.0, 0.0]
     assert row["raised"]["signal: mean"]["every token"][0] != row["raised"]["noise: mean"]["every token"][0]
     assert run_experiment("banks", models=[finished[0]], **options) == [row]
+
+
+def test_models_that_cannot_be_told_apart_or_measured_are_refused(run_experiment, tmp_path, corpus, in_this_process):
+    with pytest.raises(ValueError, match="`models` must differ in the last part of their paths"):
+        run_experiment("banks", models=["a/model", "b/model"], dataset_name=corpus)
+    config = GPT2Config(vocab_size=300, n_embd=32, n_layer=1, n_head=2, n_positions=32)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tiny_tokenizer().save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(ValueError, match="is a gpt2: give a Prism, or a model that is built like a Llama"):
+        run_experiment("banks", models=[tmp_path / "gpt2"], dataset_name=corpus)

@@ -19,11 +19,26 @@ def of_banks(rows: list[dict]) -> dict[str, list[dict]]:
     return by_arm([row for row in rows if "raised" in row])
 
 
+def sets_of(bank: str) -> list[str]:
+    """The sets of heads that a line of the tables stands for: a bank, or all mixed ones."""
+    return [f"mixed {number}" for number in range(1, NUM_MIXED + 1)] if bank == "mixed" else [bank]
+
+
+def each_raised(runs: list[dict], bank: str, change: str, kind: str) -> list[float]:
+    """Nats per token that a change adds, for every seed and set of heads."""
+    return [run["raised"][f"{name}: {change}"].get(kind, [np.nan])[0] for run in runs for name in sets_of(bank)]
+
+
 def raised(runs: list[dict], bank: str, change: str, kind: str) -> float:
-    """Nats per token that a change adds: the mean over seeds, and over the mixed sets of heads."""
-    banks = [f"mixed {number}" for number in range(1, NUM_MIXED + 1)] if bank == "mixed" else [bank]
-    found = [run["raised"][f"{name}: {change}"].get(kind, [np.nan]) for run in runs for name in banks]
-    return float(np.mean([mean for mean, *_ in found]))
+    """Their mean."""
+    return float(np.mean(each_raised(runs, bank, change, kind)))
+
+
+def shown(runs: list[dict], bank: str, change: str, kind: str) -> str:
+    """Their mean, and the extremes where there are several."""
+    found = each_raised(runs, bank, change, kind)
+    extremes = f" [{min(found):+.3f}, {max(found):+.3f}]" if len(found) > 1 else ""
+    return f"{np.mean(found):+.3f}{extremes}"
 
 
 def cosines(runs: list[dict], name: str, state: str = "") -> np.ndarray:
@@ -38,7 +53,7 @@ def make_bank_table(rows: list[dict]) -> str:
     for arm, runs in of_banks(rows).items():
         for change in CHANGES:
             for bank in ("signal", "noise", "mixed"):
-                found = [f"{raised(runs, bank, change, kind):+.3f}" for kind in KINDS]
+                found = [shown(runs, bank, change, kind) for kind in KINDS]
                 what = "their mean output" if change == "mean" else f"the last {change}"
                 cells.append([f"`{arm}`, {len(runs)}", what, bank, *found])
     return make_table(heads, cells, text=3)

@@ -47,6 +47,9 @@ class Arguments:
     def __post_init__(self):
         check_lists(self, "models")
         check_positive(self, "num_blocks", "num_windows")
+        names = [Path(name).name for name in self.models]
+        if len(set(names)) < len(names):
+            raise ValueError(f"`models` must differ in the last part of their paths, which names their rows: {names}.")
 
 
 def arm_of(model) -> str:
@@ -99,6 +102,10 @@ def measure_banks(model, choose, report, tokenizer) -> dict[str, dict]:
 def run_job(arguments: Arguments, name: str, stem: Path) -> list[dict]:
     """Measures one model."""
     model, tokenizer = load_model_and_tokenizer(name)
+    attention = getattr(next(iter(getattr(model.base_model, "layers", [])), None), "self_attn", None)
+    if not (hasattr(attention, "dictionary") or hasattr(attention, "v_proj")):
+        kind = model.config.model_type
+        raise ValueError(f"`models`={name!r} is a {kind}: give a Prism, or a model that is built like a Llama.")
     model = model.float()
     data = DataArguments(dataset_name=arguments.dataset_name, block_size=model.config.max_position_embeddings)
     # The means come from the half that is not reported.
